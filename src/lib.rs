@@ -1,0 +1,1 @@
+//! Ringback: async jobs and webhook delivery.
