@@ -1,1 +1,5 @@
 //! Ringback: async jobs and webhook delivery.
+
+pub mod backoff;
+pub mod json;
+pub mod signing;
