@@ -1,0 +1,224 @@
+//! Signatures, `[pure]`: Standard Webhooks v1, HMAC-SHA256 over `id.timestamp.body`.
+//!
+//! Called by `deliveries::message` (signs every try), `endpoints` and `tenants` (make and keep secrets) and
+//! `cli::verify` and `demo` (check). Knows no clock: the time is handed in.
+//! Must not print a secret: `Debug` shows nothing, `Display` exists for the one answer that reveals it, and the
+//! memory of a secret is wiped when it is dropped.
+//!
+//! Invariant: the bytes signed are the bytes given; a signature is compared in constant time, as decoded bytes, and
+//! anything malformed is an error, never a pass. Ed25519 (`v1a`) will be a second kind of key beside
+//! [`SigningSecret`]; its tokens go behind the `v1` ones in the same header.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// What every symmetric secret begins with (Standard Webhooks, "Signature scheme").
+const SECRET_PREFIX: &str = "whsec_";
+/// Sizes of a symmetric secret in bytes (Standard Webhooks, "Signature scheme": 192 to 512 bits).
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// The version tag of an HMAC-SHA256 token.
+const V1: &str = "v1";
+/// `v1,` and the padded base64 of 32 bytes.
+const TOKEN_LEN: usize = 47;
+/// More tokens than that in a header are not looked at: a sender has a handful of live secrets.
+const TOKENS_MAX: usize = 32;
+
+/// A symmetric signing secret, with its HMAC key made ready once.
+#[derive(Clone)]
+pub struct SigningSecret {
+    bytes: Zeroizing<Vec<u8>>,
+    /// The state after the key block: cloned for each message, which saves two of its compressions.
+    keyed: Hmac<Sha256>,
+}
+
+impl SigningSecret {
+    /// Reads `whsec_` and the padded base64 of 24 to 64 bytes.
+    ///
+    /// # Errors
+    /// Anything else. The error does not repeat the text.
+    pub fn parse(text: &str) -> Result<Self, SecretError> {
+        let encoded = text.strip_prefix(SECRET_PREFIX).ok_or(SecretError::Prefix)?;
+        let bytes = BASE64.decode(encoded).map_err(|_| SecretError::Base64)?;
+        Self::from_bytes(bytes)
+    }
+
+    /// Takes the raw secret, as it lies sealed in the database.
+    ///
+    /// # Errors
+    /// A length outside 24 to 64 bytes.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SecretError> {
+        let bytes = Zeroizing::new(bytes);
+        if !SECRET_BYTES.contains(&bytes.len()) {
+            return Err(SecretError::Length);
+        }
+        Ok(Self::keyed(bytes))
+    }
+
+    /// A new secret out of 32 random bytes that the caller drew.
+    pub fn from_random(bytes: [u8; 32]) -> Self {
+        Self::keyed(Zeroizing::new(bytes.to_vec()))
+    }
+
+    /// The raw secret, to be sealed for storage.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn keyed(bytes: Zeroizing<Vec<u8>>) -> Self {
+        let keyed = Hmac::new_from_slice(&bytes).expect("HMAC takes a key of any length");
+        Self { bytes, keyed }
+    }
+
+    fn mac(&self, webhook_id: &str, timestamp: &str, body: &[u8]) -> Hmac<Sha256> {
+        let mut mac = self.keyed.clone();
+        mac.update(webhook_id.as_bytes());
+        mac.update(b".");
+        mac.update(timestamp.as_bytes());
+        mac.update(b".");
+        mac.update(body);
+        mac
+    }
+}
+
+impl fmt::Debug for SigningSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningSecret")
+    }
+}
+
+/// Reveals the secret as `whsec_…`: for the answers that show it to its owner, and for nothing else.
+impl fmt::Display for SigningSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoded = Zeroizing::new(BASE64.encode(self.bytes.as_slice()));
+        write!(f, "{SECRET_PREFIX}{}", encoded.as_str())
+    }
+}
+
+impl std::str::FromStr for SigningSecret {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        Self::parse(text)
+    }
+}
+
+/// Why a text is no signing secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// It does not begin with `whsec_`.
+    #[error("a secret begins with whsec_")]
+    Prefix,
+    /// What follows is not padded standard base64.
+    #[error("after whsec_ a secret is padded base64")]
+    Base64,
+    /// It is shorter than 24 or longer than 64 bytes.
+    #[error("a secret has 24 to 64 bytes")]
+    Length,
+}
+
+/// The value of `webhook-signature`: one `v1,…` token for each live secret, in the order given, single spaces between.
+pub fn sign(secrets: &[SigningSecret], webhook_id: &str, timestamp_s: i64, body: &[u8]) -> String {
+    let timestamp = timestamp_s.to_string();
+    let mut header = String::with_capacity(secrets.len() * (TOKEN_LEN + 1));
+    for secret in secrets {
+        if !header.is_empty() {
+            header.push(' ');
+        }
+        header.push_str(V1);
+        header.push(',');
+        let digest = secret.mac(webhook_id, &timestamp, body).finalize().into_bytes();
+        BASE64.encode_string(digest, &mut header);
+    }
+    header
+}
+
+/// The three headers of a signed message, as received; `None` where one is absent.
+#[derive(Clone, Copy, Debug)]
+pub struct SignedHeaders<'a> {
+    /// `webhook-id`
+    pub id: Option<&'a str>,
+    /// `webhook-timestamp`
+    pub timestamp: Option<&'a str>,
+    /// `webhook-signature`
+    pub signature: Option<&'a str>,
+}
+
+/// Why a message is not to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyError {
+    /// The named header is absent.
+    #[error("the header {0} is missing")]
+    Missing(&'static str),
+    /// The named header cannot be read.
+    #[error("the header {0} is malformed")]
+    Malformed(&'static str),
+    /// The message was signed longer ago than tolerated: it may be a replay by a third party.
+    #[error("the timestamp is too old")]
+    TooOld,
+    /// The message claims to come from the future.
+    #[error("the timestamp is in the future")]
+    TooNew,
+    /// No `v1` token was made with this secret from this message.
+    #[error("no signature matches")]
+    NoMatch,
+}
+
+/// Checks a received message against one secret.
+///
+/// `tolerance_s` bounds the distance between `now_s` and the timestamp in both directions (the libraries of Standard
+/// Webhooks use 300). Tokens of other versions are passed over, so that a sender can add them.
+///
+/// # Errors
+/// See [`VerifyError`]; every doubt is an error.
+pub fn verify(
+    secret: &SigningSecret,
+    headers: SignedHeaders<'_>,
+    body: &[u8],
+    now_s: i64,
+    tolerance_s: u32,
+) -> Result<(), VerifyError> {
+    let id = headers.id.ok_or(VerifyError::Missing("webhook-id"))?;
+    let timestamp = headers.timestamp.ok_or(VerifyError::Missing("webhook-timestamp"))?;
+    let signature = headers.signature.ok_or(VerifyError::Missing("webhook-signature"))?;
+    if id.is_empty() {
+        return Err(VerifyError::Malformed("webhook-id"));
+    }
+    let signed_at_s = parse_timestamp(timestamp).ok_or(VerifyError::Malformed("webhook-timestamp"))?;
+    let age_s = now_s.saturating_sub(signed_at_s);
+    if age_s > i64::from(tolerance_s) {
+        return Err(VerifyError::TooOld);
+    }
+    if age_s < -i64::from(tolerance_s) {
+        return Err(VerifyError::TooNew);
+    }
+    let mac = secret.mac(id, timestamp, body);
+    let mut is_malformed = true;
+    for token in signature.split(' ').take(TOKENS_MAX) {
+        let Some((version, encoded)) = token.split_once(',') else { continue };
+        if version != V1 {
+            is_malformed = false;
+            continue;
+        }
+        let Ok(digest) = BASE64.decode(encoded) else { continue };
+        is_malformed = false;
+        // Constant time, and false for any length but 32 bytes.
+        if mac.clone().verify_slice(&digest).is_ok() {
+            return Ok(());
+        }
+    }
+    Err(if is_malformed { VerifyError::Malformed("webhook-signature") } else { VerifyError::NoMatch })
+}
+
+/// Whole seconds in the one canonical spelling: the text itself is signed, so `+1` or `01` would be another message.
+fn parse_timestamp(text: &str) -> Option<i64> {
+    let seconds: i64 = text.parse().ok()?;
+    (seconds >= 0 && seconds.to_string() == text).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests;
