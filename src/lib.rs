@@ -2,4 +2,5 @@
 
 pub mod backoff;
 pub mod json;
+pub mod outbound;
 pub mod signing;
