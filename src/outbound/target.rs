@@ -77,7 +77,7 @@ impl TargetUrl {
         format!("{}://{host}:{}", self.url.scheme(), self.url.port_or_known_default().unwrap_or_default())
     }
 
-    pub(crate) fn url(&self) -> &Url {
+    pub(super) fn url(&self) -> &Url {
         &self.url
     }
 
