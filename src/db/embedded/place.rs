@@ -167,7 +167,7 @@ async fn lock(path: &Path, operation: FlockOperation) -> Result<File, EmbeddedEr
         match flock(&file, operation) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
-                tokio::time::sleep(LOCK_POLL).await
+                tokio::time::sleep(LOCK_POLL).await;
             }
             Err(error) => return Err(io("lock", path)(error.into())),
         }

@@ -1,0 +1,8 @@
+//! What the integration tests stand on.
+//!
+//! `database` gives each test a database of its own.
+//! Asserts nothing about the product itself.
+//!
+//! Invariant: what a test makes through the harness is gone when the test process has ended.
+
+pub(crate) mod database;
