@@ -45,7 +45,7 @@ pub enum EmbeddedError {
         bin: PathBuf,
     },
     /// The folder belongs to another user than the one that should use it.
-    #[error("{}", wrong_owner(path, *owner, *expected))]
+    #[error("{}", wrong_owner(path, *owner, *expected, hand_over))]
     WrongOwner {
         /// The folder in question.
         path: PathBuf,
@@ -53,6 +53,8 @@ pub enum EmbeddedError {
         owner: u32,
         /// The uid it should belong to.
         expected: u32,
+        /// The command that gives it to that user.
+        hand_over: String,
     },
     /// Root starts the server as another user, who cannot get to the cluster.
     #[error(
@@ -179,19 +181,12 @@ fn wrong_major(cluster: &Path, needed: u32, version: &str, bin: &Path) -> String
     )
 }
 
-fn wrong_owner(path: &Path, owner: u32, expected: u32) -> String {
-    let shown = path.display();
-    if owner == 0 {
-        return format!(
-            "{shown} was made by root, and this is uid {expected}. Run Ringback as root again, or hand the folder over \
-             while no Ringback runs:\n\n  sudo chown -R {expected} {shown}\n\nor choose another folder with \
-             RINGBACK_DATA_DIR"
-        );
-    }
+fn wrong_owner(path: &Path, owner: u32, expected: u32, hand_over: &str) -> String {
+    let made_by = if owner == 0 { "root".to_owned() } else { format!("uid {owner}") };
     format!(
-        "{shown} belongs to uid {owner}, not to uid {expected}. Run Ringback as the user that made it, or hand the folder \
-         over while no Ringback runs:\n\n  sudo chown -R {expected} {shown}\n\nor choose another folder with \
-         RINGBACK_DATA_DIR"
+        "{} belongs to {made_by}, and now it is to be used by uid {expected}. Run Ringback as the user that made it, or \
+         hand it over while no Ringback runs:\n\n  {hand_over}\n\nor choose another folder with RINGBACK_DATA_DIR",
+        path.display()
     )
 }
 

@@ -74,6 +74,9 @@ impl Place {
             }
             None => (inside, None),
         };
+        if let Some(account) = &account {
+            refuse_a_users_cluster(data_dir, &base, account)?;
+        }
         if let (Some(account), Some(parent)) = (&account, base.parent())
             && let Some(path) = closed_to(account, parent)
         {
@@ -126,7 +129,8 @@ pub(super) fn open_data_dir(given: &Path) -> Result<PathBuf, EmbeddedError> {
     }
     let us = geteuid().as_raw();
     if !root && meta.uid() != us {
-        return Err(EmbeddedError::WrongOwner { path: data_dir, owner: meta.uid(), expected: us });
+        let hand_over = format!("sudo chown -R {us} {}", data_dir.display());
+        return Err(EmbeddedError::WrongOwner { path: data_dir, owner: meta.uid(), expected: us, hand_over });
     }
     if root && meta.uid() == us && meta.mode() & 0o001 == 0 {
         set_mode(&data_dir, meta.mode() & 0o700 | 0o711)?;
@@ -235,9 +239,27 @@ fn private_folder(path: &Path, account: Option<&Account>) -> Result<(), Embedded
         return set_mode(path, 0o700);
     }
     if meta.uid() != expected {
-        return Err(EmbeddedError::WrongOwner { path: path.to_owned(), owner: meta.uid(), expected });
+        let sudo = if geteuid().is_root() { "" } else { "sudo " };
+        let hand_over = format!("{sudo}chown -R {expected} {}", path.display());
+        return Err(EmbeddedError::WrongOwner {
+            path: path.to_owned(),
+            owner: meta.uid(),
+            expected,
+            hand_over,
+        });
     }
     if meta.mode() & 0o077 != 0 { set_mode(path, 0o700) } else { Ok(()) }
+}
+
+/// Root, in the data folder of a plain user: says so, before the folder's mode is found to be in the way.
+fn refuse_a_users_cluster(data_dir: &Path, base: &Path, account: &Account) -> Result<(), EmbeddedError> {
+    let owner = fs::symlink_metadata(base).map_or(0, |meta| meta.uid());
+    if owner == 0 || owner == account.uid {
+        return Ok(());
+    }
+    let (data_dir, shown, expected) = (data_dir.display(), base.display(), account.uid);
+    let hand_over = format!("chown -R 0 {data_dir} && chown -R {expected} {shown}");
+    Err(EmbeddedError::WrongOwner { path: base.to_owned(), owner, expected, hand_over })
 }
 
 /// The user that owns the cluster if it exists, else the first of `postgres` and `nobody`.

@@ -31,6 +31,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// Recovery after a crash may read gigabytes, so as long as the process lives we wait.
 const START_PATIENCE: Duration = Duration::from_mins(5);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const SILENCE_PATIENCE: Duration = Duration::from_secs(3);
 /// After a crash the old server's children may need a moment to see that they are orphans.
 const RETRIES_AFTER_CRASH: u32 = 10;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -183,8 +184,7 @@ async fn adopt(place: &Place, file: &PidFile) -> Result<Option<(Server, String)>
         Owner::MovedServer => return Err(in_use("it was started when the folder had another path")),
         Owner::Nobody => {
             // Containers that share the folder do not see each other's processes, but their sockets.
-            let socket = server.socket_dir.join(format!(".s.PGSQL.{}", server.port));
-            if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+            if !falls_silent(&server.socket_dir.join(format!(".s.PGSQL.{}", server.port))).await {
                 return Err(in_use("its process is not seen from here, but its socket answers"));
             }
             super::pidfile::disown(&place.pgdata, file)?;
@@ -206,6 +206,19 @@ async fn adopt(place: &Place, file: &PidFile) -> Result<Option<(Server, String)>
         Err(_) if !server.is_running(place) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether nobody listens on the socket. A process that is being killed has no arguments any more while its socket is
+/// still open, so a moment is given to it.
+async fn falls_silent(socket: &Path) -> bool {
+    let began = Instant::now();
+    while std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        if began.elapsed() > SILENCE_PATIENCE {
+            return false;
+        }
+        sleep(POLL).await;
+    }
+    true
 }
 
 async fn find_binaries(place: &Place, settings: &Settings) -> Result<Binaries, EmbeddedError> {
