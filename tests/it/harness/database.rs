@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::str::FromStr as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex as StdMutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ringback::db::embedded::{Embedded, EmbeddedOptions};
 use sha2::{Digest as _, Sha256};
@@ -29,6 +30,11 @@ const TEMPLATE_LOCK: i64 = 0x5249_4E47;
 const TEMPLATE_PREFIX: &str = "ringback_template_";
 const TEST_PREFIX: &str = "t_";
 const MAX_CONNECTIONS: u32 = 400;
+
+const DROP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A database to be dropped, and whom to tell.
+type Drops = (String, Sender<()>);
 
 /// A database that exists as long as this value, and belongs to one test.
 #[derive(Debug)]
@@ -68,8 +74,13 @@ impl TestDatabase {
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         // A failure is no test's business: what is left over is removed by the next run.
-        let drops = self.server.drops.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = drops.send(std::mem::take(&mut self.name));
+        let (done, wait) = channel();
+        let drops = self.server.drops.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sent = drops.send((std::mem::take(&mut self.name), done));
+        // On a server of our own the next run removes what the end of this process leaves; on another's nobody would.
+        if sent.is_ok() && EMBEDDED.get().is_none() {
+            let _ = wait.recv_timeout(DROP_PATIENCE);
+        }
     }
 }
 
@@ -81,7 +92,7 @@ struct Server {
     /// How databases are copied. Where nothing is flushed, copying files takes a third of the time of logging pages.
     strategy: &'static str,
     ready_templates: Mutex<Vec<String>>,
-    drops: StdMutex<Sender<String>>,
+    drops: StdMutex<Sender<Drops>>,
 }
 
 impl Server {
@@ -183,15 +194,16 @@ async fn evict(admin: &mut PgConnection, database: &str) {
 }
 
 /// A thread of its own: a drop may happen in any runtime, in none, and while a test panics.
-fn drop_databases(names: &Receiver<String>, admin: &PgConnectOptions) {
+fn drop_databases(names: &Receiver<Drops>, admin: &PgConnectOptions) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    for name in names {
+    for (name, done) in names {
         runtime.block_on(async {
             let Ok(mut connection) = admin.connect().await else { return };
             let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
             let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
             let _ = connection.close().await;
         });
+        let _ = done.send(());
     }
 }
 
