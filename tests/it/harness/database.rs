@@ -53,7 +53,7 @@ impl TestDatabase {
     {
         let server = Server::shared().await;
         let template = server.template(schema, migrate).await;
-        let name = format!("{TEST_PREFIX}{}", Uuid::now_v7().simple());
+        let name = new_name();
         let mut admin = server.connect_as_admin().await;
         execute(&mut admin, &format!("CREATE DATABASE {name} TEMPLATE {template} {}", server.strategy)).await;
         let _ = admin.close().await;
@@ -174,6 +174,10 @@ impl Server {
     }
 }
 
+fn new_name() -> String {
+    format!("{TEST_PREFIX}{}", Uuid::now_v7().simple())
+}
+
 fn template_name(schema: &str) -> String {
     Sha256::digest(schema).iter().take(8).fold(TEMPLATE_PREFIX.to_owned(), |mut name, byte| {
         let _ = write!(name, "{byte:02x}");
@@ -213,6 +217,7 @@ static EMBEDDED: OnceLock<Embedded> = OnceLock::new();
 /// Starts or adopts the embedded server, and leaves it to the watcher.
 async fn start_embedded() -> (Url, &'static str) {
     let data_dir = data_dir();
+    let before_us = new_name();
     let alone = watch(&data_dir);
     let options = EmbeddedOptions {
         data_dir,
@@ -227,13 +232,14 @@ async fn start_embedded() -> (Url, &'static str) {
     let strategy = if embedded.version().starts_with("14.") { "" } else { "STRATEGY FILE_COPY" };
     let _ = EMBEDDED.set(embedded);
     if alone {
-        remove_leftovers(&base).await;
+        remove_leftovers(&base, &before_us).await;
     }
     (base, strategy)
 }
 
-/// Databases of tests that were killed, and templates of other schemas.
-async fn remove_leftovers(base: &Url) {
+/// Databases of tests that were killed, and templates of other schemas. Names sort by the time they were made, so those
+/// of another process that has come in the meantime are left alone.
+async fn remove_leftovers(base: &Url, before_us: &str) {
     let options = PgConnectOptions::from_str(base.as_str()).expect("a URL that sqlx reads");
     let mut admin = options.connect().await.expect("the test server accepts connections");
     let sql = "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR starts_with(datname, $2) \
@@ -247,7 +253,7 @@ async fn remove_leftovers(base: &Url) {
     let (templates, tests): (Vec<_>, Vec<_>) =
         left.into_iter().partition(|name| name.starts_with(TEMPLATE_PREFIX));
     // The newest templates are worth keeping: a change of the migrations is often taken back.
-    for name in tests.iter().chain(templates.iter().skip(4)) {
+    for name in tests.iter().filter(|name| name.as_str() < before_us).chain(templates.iter().skip(4)) {
         execute(&mut admin, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
     }
     let _ = admin.close().await;
