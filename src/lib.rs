@@ -1,7 +1,36 @@
-//! Ringback: async jobs and webhook delivery.
+//! Ringback: async jobs and webhook delivery. The call returns immediately; we ring you back.
+//!
+//! The map, in reading order; `ARCHITECTURE.md` has the picture and the invariants.
 
-pub mod backoff;
-pub mod db;
-pub mod json;
+// The edges and the composition.
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod executors;
+pub mod http;
 pub mod outbound;
+pub mod shared;
+pub mod supervisor;
+pub mod telemetry;
+
+// The rooms: one noun each, with its types, its decisions and its SQL.
+pub mod deliveries;
+pub mod events;
+pub mod idempotency;
+pub mod jobs;
+pub mod nodes;
+pub mod tenants;
+
+// What all of them stand on.
+pub mod backoff;
+pub mod clock;
+pub mod db;
+pub mod fields;
+pub mod ids;
+pub mod json;
+pub mod keyfile;
+pub mod secret;
 pub mod signing;
+pub mod target;
+pub mod wakeups;

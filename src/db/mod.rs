@@ -1,2 +1,125 @@
-//! The database.
+//! The database: the pool, named transactions, and what a failed statement means to a caller.
+//!
+//! Called by every `store`. Knows no table. Connections are few, because work goes to PostgreSQL in batches and no
+//! handler holds one while it waits. Every call runs on the main runtime (`supervisor::Tasks`), never in a future that
+//! a handler could drop: a future dropped inside `begin()` would poison its connection (sqlx 0.9, issues 4385, 4393).
+//!
+//! Invariant: no transaction is open during a call to the outside.
+
+pub mod batch;
 pub mod embedded;
+pub mod migrate;
+pub mod partitions;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool, Postgres, Transaction};
+
+/// How long a request waits for a connection before it is told that the database is not there.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A transaction; dropped without `commit`, it rolls back.
+pub type Tx = Transaction<'static, Postgres>;
+
+/// What a caller can do about a failed statement.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object for this tenant.
+    #[error("no such object")]
+    NotFound,
+    /// The object is not in a state that allows this; the text says which it is in.
+    #[error("{0}")]
+    Conflict(String),
+    /// The lease expired or was given to another holder; nothing was changed.
+    #[error("the lease is no longer held")]
+    LeaseLost,
+    /// The database cannot be reached or is overloaded: try again. The outcome may be unknown.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] Arc<sqlx::Error>),
+    /// A defect of ours: the statement or its data is wrong.
+    #[error("a statement failed")]
+    Bug(#[source] Arc<sqlx::Error>),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::RowNotFound => Self::NotFound,
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(Arc::new(error)),
+            sqlx::Error::Database(database) if database.code().is_some_and(|code| is_transient(&code)) => {
+                Self::Unavailable(Arc::new(error))
+            }
+            _ => Self::Bug(Arc::new(error)),
+        }
+    }
+}
+
+/// SQLSTATEs that go away by themselves: connection (08), rollback by the server (40), resources (53), operator (57),
+/// lock not available (55P03). <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_transient(code: &str) -> bool {
+    matches!(code.get(..2), Some("08" | "40" | "53" | "57")) || code == "55P03"
+}
+
+/// The pool. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Db {
+    pool: PgPool,
+}
+
+impl Db {
+    /// Makes the pool; connects when first asked.
+    pub fn new(options: PgConnectOptions, max_connections: u32) -> Self {
+        let options = options
+            .application_name("ringback")
+            .options([
+                ("statement_timeout", "30s"),
+                ("idle_in_transaction_session_timeout", "15s"),
+                ("timezone", "UTC"),
+                ("jit", "off"),
+                // Bounds the wait for a peer that died without a word (tcp only; ignored on Unix sockets).
+                ("tcp_keepalives_idle", "15"),
+            ])
+            .disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .min_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(Duration::from_secs(300))
+            // A round trip for each statement would be the ping's price; the callers retry instead.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Self { pool }
+    }
+
+    /// For a single statement.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Begins a transaction; call it from a supervised task only.
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// One round trip: is the database there?
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("-- db::ping\nSELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes all connections; waits for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

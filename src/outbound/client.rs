@@ -17,12 +17,11 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
 use tokio::time::timeout_at;
 
-use super::address::{OutboundPolicy, Transport, is_reachable_by};
 use super::error::{ErrorClass, Phase, SendError};
 use super::resolver::{Dns, JudgingResolver};
-use super::target::TargetUrl;
 use super::timing::{self, NoteConnecting, Timings};
 use super::tls;
+use crate::target::{OutboundPolicy, TargetUrl, Transport, is_reachable_by};
 
 /// Idle connections are closed after this time: many servers close theirs after 5 s, and a request that meets a
 /// closing connection is a failed attempt.
@@ -46,6 +45,12 @@ pub struct GuardedClient {
     /// Two, because what a name may resolve to depends on the scheme, and a resolver sees the name only.
     http: reqwest::Client,
     https: reqwest::Client,
+}
+
+impl std::fmt::Debug for GuardedClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuardedClient").field("policy", &self.policy).finish_non_exhaustive()
+    }
 }
 
 /// One request. The headers are sent as they are: custom ones come from [`super::parse_custom_headers`].

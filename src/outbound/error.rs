@@ -10,7 +10,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
-use super::target::NOT_ALLOWED;
+use crate::target::NOT_ALLOWED;
 
 /// How far a request got, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

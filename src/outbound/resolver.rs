@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, TryFutureExt as _, WeakShared};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::address::{OutboundPolicy, Transport, is_reachable_by};
 use super::error::{BlockedName, LookupFailed};
 use super::timing;
+use crate::target::{OutboundPolicy, Transport, is_reachable_by};
 
 /// How many addresses of one name are tried; all of them are judged.
 const ADDRESSES_MAX: usize = 8;

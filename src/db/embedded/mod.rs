@@ -63,6 +63,12 @@ pub struct Embedded {
     holder: File,
 }
 
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedded").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
 impl Embedded {
     /// Makes sure that a server runs on the data folder and has answered a query: adopts the one that runs already,
     /// else starts one, creating the cluster first if there is none.

@@ -1,7 +1,7 @@
-//! Which URLs may be called, `[pure]`: the verdict on the text of a URL.
+//! [pure] Which URLs may be called: the verdict on the text of a URL; `address` judges addresses, `headers` what a user
+//! may add to a request.
 //!
-//! Called at registration (`endpoints`, `jobs` through their edges) and again by [`super::GuardedClient`] before each
-//! send. Resolves nothing: a name passes here and its addresses are judged when they are known, by `resolver`.
+//! Called at registration (`jobs`) and again by `outbound` before each send. Resolves nothing: a name passes here and its addresses are judged when they are known, by `resolver`.
 //!
 //! The raw text is judged as well as what it parses to, because parsers differ: whatever a reader could take for
 //! another host (odd spellings of IPv4, escapes, look-alike characters, credentials, backslashes) is refused.
@@ -14,7 +14,11 @@ use std::net::IpAddr;
 
 use url::{Host, Url};
 
-use super::address::{OutboundPolicy, Transport, is_reachable_by};
+pub mod address;
+pub mod headers;
+
+pub use address::{OutboundPolicy, Transport, is_reachable, is_reachable_by};
+pub use headers::{HeaderFault, HeaderFaultKind, HeaderUse, parse_custom_headers};
 
 /// The longest URL in bytes, as received and in canonical form.
 const URL_LEN_MAX: usize = 2_048;

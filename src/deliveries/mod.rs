@@ -1,0 +1,76 @@
+//! Deliveries: one event on its way to one receiver. Stops 8 and 9 of a job's path are here.
+//!
+//! Holds the noun and its statuses. `message` makes the signed bytes (stop 8), `retry` decides what an answer means and
+//! `store` records it (stop 9), `scheduling` decides whose turn it is. Called by `engine::fan_out` (creates),
+//! `engine::send_deliveries` (sends, records) and `http::deliveries` (shows, retries). Knows no HTTP, no loop.
+//!
+//! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
+
+pub mod message;
+pub mod read_store;
+pub mod retry;
+pub mod scheduling;
+pub mod store;
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::ids::{DeliveryId, EventId, JobId, TenantId};
+
+/// Into so many lanes the receivers are divided; each lane has one owner among the processes.
+pub const LANES: i16 = 64;
+
+/// Where a delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryStatus {
+    /// Will be tried, perhaps again.
+    Pending,
+    /// The receiver said 2xx.
+    Succeeded,
+    /// Nothing more is tried.
+    Failed,
+}
+
+impl DeliveryStatus {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("pending", Self::Pending), ("succeeded", Self::Succeeded), ("failed", Self::Failed)];
+}
+
+/// A delivery on its way into the database.
+#[derive(Debug, Clone)]
+pub struct NewDelivery {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub id: DeliveryId,
+    /// What is delivered.
+    pub event: EventId,
+    /// Its topic.
+    pub event_type: String,
+    /// To the callback of this job.
+    pub job: JobId,
+    /// Who is called.
+    pub target: Uuid,
+}
+
+/// The lane of a target. Stable: it is stored with each waiting delivery.
+pub fn lane_of(tenant: TenantId, target: Uuid) -> i16 {
+    let mut hasher = Sha256::new();
+    hasher.update(tenant.uuid().as_bytes());
+    hasher.update(target.as_bytes());
+    let digest = hasher.finalize();
+    i16::from(digest[0]) % LANES
+}
+
+/// A delivery that waits to be sent, as it is held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub id: DeliveryId,
+    /// Who is called.
+    pub target: Uuid,
+}

@@ -1,0 +1,307 @@
+//! The SQL of deliveries on their way: create, find due ones, load, record, and who owns the lanes.
+//!
+//! Called by `engine::fan_out` (create), `engine::send_deliveries` (the rest). Reading for the API is in `read_store`.
+//!
+//! Invariant: a record is written by the owner of the lane only, and for the try that the row expects next; anything
+//! else changes nothing.
+
+use std::time::Duration;
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Due, NewDelivery, lane_of};
+use crate::clock::Timestamp;
+use crate::db::{Db, StoreError, Tx};
+use crate::ids::{AttemptId, DeliveryId, EventId, JobId, TenantId};
+
+/// Creates deliveries, due at once, in the caller's transaction.
+/// # Errors
+/// [`StoreError`].
+pub async fn create(tx: &mut Tx, deliveries: &[NewDelivery]) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- deliveries::store::create
+        WITH input AS MATERIALIZED (
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::int2[])
+          AS t(tenant_id, id, event_id, event_type, job_id, target_id, lane)
+        ), waiting AS (
+          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at)
+          SELECT tenant_id, id, lane, target_id, event_id, job_id, now() FROM input
+        )
+        INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, job_id)
+        SELECT tenant_id, id, event_id, event_type, job_id FROM input",
+    )
+    .bind(deliveries.iter().map(|delivery| delivery.tenant.uuid()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.id.uuid()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.event.uuid()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.event_type.as_str()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.job.uuid()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.target).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| lane_of(delivery.tenant, delivery.target)).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Where a walk over due deliveries stands.
+pub type DueCursor = (Timestamp, DeliveryId);
+
+/// Due deliveries of the lanes that a node owns, in the order of their time, after a cursor.
+/// # Errors
+/// [`StoreError`].
+pub async fn due(
+    db: &Db,
+    owner: Uuid,
+    after: Option<DueCursor>,
+    limit: i64,
+) -> Result<Vec<(Due, DueCursor)>, StoreError> {
+    let (at, id) = after.map_or((Timestamp::UNIX_EPOCH, Uuid::nil()), |(at, id)| (at, id.uuid()));
+    let rows = sqlx::query(
+        "-- deliveries::store::due
+        SELECT d.tenant_id, d.delivery_id, d.target_id, d.due_at
+        FROM (SELECT lane FROM ringback.lanes WHERE owner = $1) l CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, due_at FROM ringback.delivery_queue q
+          WHERE q.lane = l.lane AND q.due_at <= now() AND (q.due_at, q.delivery_id) > ($2, $3)
+          ORDER BY q.due_at, q.delivery_id LIMIT $4
+        ) d
+        ORDER BY d.due_at, d.delivery_id LIMIT $4",
+    )
+    .bind(owner)
+    .bind(at)
+    .bind(id)
+    .bind(limit)
+    .fetch_all(db.pool())
+    .await?;
+    let read = |row: &sqlx::postgres::PgRow| {
+        let due = Due { tenant: row.get(0), id: row.get(1), target: row.get(2) };
+        (due, (row.get(3), due.id))
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// How long until the next delivery of a node's lanes is due; `None`: nothing waits for a time.
+/// # Errors
+/// [`StoreError`].
+pub async fn next_due(db: &Db, owner: Uuid) -> Result<Option<Duration>, StoreError> {
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "-- deliveries::store::next_due
+        SELECT extract(epoch FROM min(d.due_at) - now())::float8
+        FROM (SELECT lane FROM ringback.lanes WHERE owner = $1) l CROSS JOIN LATERAL (
+          SELECT due_at FROM ringback.delivery_queue q WHERE q.lane = l.lane AND q.due_at > now() ORDER BY q.due_at LIMIT 1
+        ) d",
+    )
+    .bind(owner)
+    .fetch_one(db.pool())
+    .await?;
+    Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}
+
+/// All that is needed to send a delivery.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Which.
+    pub due: Due,
+    /// What is told.
+    pub event: EventId,
+    /// Its topic.
+    pub event_type: String,
+    /// Its data's bytes.
+    pub data: Vec<u8>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Whose callback.
+    pub job: JobId,
+    /// Where to.
+    pub url: String,
+    /// The callback's options, sealed.
+    pub sealed_options: Option<Vec<u8>>,
+    /// The highest attempt number so far.
+    pub attempt: i32,
+    /// How many of them count in this round.
+    pub tries: i32,
+}
+
+/// Loads what is to be sent, if it still waits. One row of `flights` says what is on the wire from now on, so that
+/// tries that end with this process are recorded by the next owner; a crash of the database may forget it.
+/// # Errors
+/// [`StoreError`].
+pub async fn take_off(
+    db: &Db,
+    owner: Uuid,
+    flight: Uuid,
+    batch: &[Due],
+    landed: &[Uuid],
+) -> Result<Vec<Loaded>, StoreError> {
+    let mut tx = db.begin().await?;
+    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    let rows = sqlx::query(
+        "-- deliveries::store::take_off
+        WITH input AS MATERIALIZED (SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS t(tenant_id, delivery_id)),
+        waiting AS MATERIALIZED (
+          SELECT q.tenant_id, q.delivery_id, q.target_id, q.event_id, q.job_id, q.attempt, q.tries
+          FROM input i JOIN ringback.delivery_queue q ON q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id
+        ), landed AS (
+          DELETE FROM ringback.delivery_flights WHERE owner = $1 AND id = ANY($5)
+        ), flight AS (
+          INSERT INTO ringback.delivery_flights (owner, id, tenant_ids, delivery_ids, attempts)
+          SELECT $1, $2, array_agg(tenant_id), array_agg(delivery_id), array_agg(attempt + 1) FROM waiting HAVING count(*) > 0
+        )
+        SELECT w.*, e.type, e.data, e.traceparent, j.callback_url, j.callback_options
+        FROM waiting w
+        JOIN ringback.events e ON e.tenant_id = w.tenant_id AND e.id = w.event_id
+        JOIN ringback.jobs j ON j.tenant_id = w.tenant_id AND j.id = w.job_id",
+    )
+    .bind(owner)
+    .bind(flight)
+    .bind(batch.iter().map(|due| due.tenant.uuid()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|due| due.id.uuid()).collect::<Vec<_>>())
+    .bind(landed)
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let read = |row: &sqlx::postgres::PgRow| Loaded {
+        due: Due { tenant: row.get("tenant_id"), id: row.get("delivery_id"), target: row.get("target_id") },
+        event: row.get("event_id"),
+        event_type: row.get("type"),
+        data: row.get("data"),
+        traceparent: row.get("traceparent"),
+        job: row.get("job_id"),
+        url: row.get::<Option<String>, _>("callback_url").unwrap_or_default(),
+        sealed_options: row.get("callback_options"),
+        attempt: row.get("attempt"),
+        tries: row.get("tries"),
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
+/// One try, as it is written.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Which delivery.
+    pub due: Due,
+    /// Its number.
+    pub number: i32,
+    /// Its id.
+    pub id: AttemptId,
+    /// 0 again, 1 succeeded, 2 failed.
+    pub verdict: i16,
+    /// Until the next try.
+    pub wait: Option<Duration>,
+    /// The receiver's status.
+    pub status_code: Option<i16>,
+    /// In the words of the API; `None`: it succeeded.
+    pub error_code: Option<String>,
+    /// For people.
+    pub error_message: Option<String>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// DNS, connect, TLS, first byte; `None`: did not happen.
+    pub timings: [Option<Duration>; 4],
+    /// Whom we reached.
+    pub remote_address: Option<String>,
+    /// The answer's headers, as JSON.
+    pub response_headers: Option<String>,
+    /// The beginning of the answer's body.
+    pub response_body: Option<Vec<u8>>,
+    /// There was more of it.
+    pub truncated: bool,
+}
+
+fn micros(duration: Duration) -> i32 {
+    i32::try_from(duration.as_micros()).unwrap_or(i32::MAX)
+}
+
+/// Writes a batch of tries: the attempt, and what becomes of the delivery. Answers which of them were this owner's to
+/// write. Repeating it changes nothing.
+/// # Errors
+/// [`StoreError`].
+pub async fn record(db: &Db, owner: Uuid, batch: &[Record]) -> Result<Vec<bool>, StoreError> {
+    let timing =
+        |place: usize| batch.iter().map(|record| record.timings[place].map(micros)).collect::<Vec<_>>();
+    let rows = sqlx::query(
+        "-- deliveries::store::record
+        WITH input AS MATERIALIZED (
+          SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::int4[], $5::uuid[], $6::int2[], $7::float8[], $8::int2[], $9::text[], $10::text[],
+            $11::timestamptz[], $12::int4[], $13::int4[], $14::int4[], $15::int4[], $16::int4[], $17::text[], $18::text[], $19::bytea[], $20::bool[])
+          AS t(tenant_id, delivery_id, number, id, verdict, wait_s, status_code, error_code, error_message,
+            started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
+        ), ended AS (
+          DELETE FROM ringback.delivery_queue q USING input i
+          WHERE i.verdict <> 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
+            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
+          RETURNING q.delivery_id
+        ), again AS (
+          UPDATE ringback.delivery_queue q SET due_at = now() + i.wait_s * interval '1 s', attempt = i.number, tries = q.tries + 1
+          FROM input i
+          WHERE i.verdict = 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
+            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
+          RETURNING q.delivery_id
+        ), mine AS MATERIALIZED (SELECT delivery_id FROM ended UNION ALL SELECT delivery_id FROM again),
+        tried AS (
+          INSERT INTO ringback.delivery_attempts (tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
+            started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
+          SELECT tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
+            started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated
+          FROM input i WHERE EXISTS (SELECT FROM mine m WHERE m.delivery_id = i.delivery_id)
+        )
+        SELECT delivery_id FROM mine",
+    )
+    .bind(owner)
+    .bind(batch.iter().map(|record| record.due.tenant.uuid()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.due.id.uuid()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.number).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.id.uuid()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.verdict).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.wait.map(|wait| wait.as_secs_f64())).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.status_code).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.error_code.as_deref()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.error_message.as_deref()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.started_at).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| micros(record.duration)).collect::<Vec<_>>())
+    .bind(timing(0))
+    .bind(timing(1))
+    .bind(timing(2))
+    .bind(timing(3))
+    .bind(batch.iter().map(|record| record.remote_address.as_deref()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.response_headers.as_deref()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.response_body.as_deref()).collect::<Vec<_>>())
+    .bind(batch.iter().map(|record| record.truncated).collect::<Vec<_>>())
+    .fetch_all(db.pool())
+    .await?;
+    let mine: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    Ok(batch.iter().map(|record| mine.contains(&record.due.id.uuid())).collect())
+}
+
+/// Puts a failed delivery back, for a fresh round of tries.
+/// # Errors
+/// [`StoreError::Conflict`] when it is not failed.
+pub async fn retry(
+    db: &Db,
+    tenant: TenantId,
+    id: DeliveryId,
+    lane: i16,
+    target: Uuid,
+) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "-- deliveries::store::retry
+        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at, attempt)
+        SELECT d.tenant_id, d.id, $3, $4, d.event_id, d.job_id, now(), a.number
+        FROM ringback.deliveries d CROSS JOIN LATERAL (
+          SELECT number, verdict FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY number DESC LIMIT 1
+        ) a
+        WHERE d.tenant_id = $1 AND d.id = $2 AND a.verdict = 2
+        ON CONFLICT DO NOTHING",
+    )
+    .bind(tenant)
+    .bind(id)
+    .bind(lane)
+    .bind(target)
+    .execute(db.pool())
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(StoreError::Conflict("only a failed delivery can be retried".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! The flushers: what was handed to a batcher goes to the database, many at a time.
+
+use std::sync::Arc;
+
+use crate::jobs::{finish as job_finish, store as job_store};
+use crate::shared::Shared;
+use crate::supervisor::Stop;
+
+/// Stop 2 of a job's path: accepted jobs become rows, and the executors hear of them.
+pub async fn accept(shared: Arc<Shared>, stop: Stop) {
+    let flush = |batch: Arc<Vec<job_store::Accept>>| {
+        let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
+        async move {
+            let answers = job_store::accept(db.pool(), &batch).await?;
+            wakeups.jobs.notify_one();
+            let now = crate::clock::now();
+            if batch.iter().any(|item| item.job.run_at > now) {
+                wakeups.scheduled.notify_one();
+            }
+            Ok(answers)
+        }
+    };
+    shared.accept.run(stop, flush).await;
+}
+
+/// Stop 6: ends of tries and their events.
+pub async fn finish(shared: Arc<Shared>, stop: Stop) {
+    let flush = |batch: Arc<Vec<job_finish::Finish>>| {
+        let (db, wakeups, waiters) = (shared.db.clone(), shared.wakeups.clone(), shared.waiters.clone());
+        async move {
+            let held = job_finish::write(db, batch.clone()).await?;
+            wakeups.events.notify_one();
+            wakeups.scheduled.notify_one();
+            for finish in batch.iter().filter(|finish| finish.event.is_some()) {
+                waiters.wake(finish.end.tenant, finish.end.job);
+            }
+            Ok(held)
+        }
+    };
+    shared.finish.run(stop, flush).await;
+}
+
+/// Stop 9: tries of deliveries.
+pub async fn record(shared: Arc<Shared>, stop: Stop) {
+    let flush = |batch: Arc<Vec<crate::deliveries::store::Record>>| {
+        let (db, owner) = (shared.db.clone(), shared.node_id());
+        async move { crate::deliveries::store::record(&db, owner, &batch).await }
+    };
+    shared.record.run(stop, flush).await;
+}

@@ -1,0 +1,66 @@
+//! Ends tries whose lease ran out or whose node is gone: the job is put back at once, and the try is on record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{jittered, pause};
+use crate::db::StoreError;
+use crate::jobs::finish::{Try, prepare};
+use crate::jobs::lease_store::{self, LostLease};
+use crate::jobs::outcome::{TryResult, decide};
+use crate::jobs::{CallbackOptions, Tries};
+use crate::shared::Shared;
+use crate::supervisor::Stop;
+
+const EVERY: Duration = Duration::from_secs(1);
+const BATCH_MAX: i64 = 500;
+
+/// The loop.
+pub async fn run(shared: Arc<Shared>, stop: Stop) {
+    loop {
+        match expire(&shared).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(
+                    jobs = count,
+                    "{count} jobs lost their process or their lease; they are handed out again"
+                );
+                shared.wakeups.jobs.notify_one();
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for expired leases"),
+        }
+        if !pause(&stop, None, jittered(EVERY)).await {
+            return;
+        }
+    }
+}
+
+async fn expire(shared: &Shared) -> Result<usize, StoreError> {
+    let lost = lease_store::lost(&shared.db, BATCH_MAX).await?;
+    let mut count = 0;
+    for one in lost {
+        // Its holder may have been quicker after all; then nothing changes here.
+        count += usize::from(shared.finish.submit(finish_of(shared, one)).await?);
+    }
+    Ok(count)
+}
+
+fn finish_of(shared: &Shared, lost: LostLease) -> crate::jobs::finish::Finish {
+    let LostLease { lease, worker, cancel_requested } = lost;
+    let tries = Tries { crashes: lease.tries.crashes.saturating_add(1), ..lease.tries };
+    let result = if cancel_requested { TryResult::Cancelled } else { TryResult::Crashed };
+    let (outcome, verdict) = decide(&lease.job.retry, tries, result, rand::random());
+    // Options that cannot be opened must not keep the job from ending; the callback goes out and fails visibly.
+    let options = shared.open_options(lease.job.tenant, lease.job.id, lease.sealed_options.as_deref());
+    let options: Option<CallbackOptions> = options.ok();
+    let one = Try {
+        job: &lease.job,
+        callback: options.as_ref(),
+        token: lease.token,
+        tries,
+        worker: &worker,
+        started_at: lease.started_at,
+        finished_at: crate::clock::now().max(lease.started_at),
+    };
+    prepare(&one, outcome, verdict)
+}

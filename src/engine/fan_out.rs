@@ -1,0 +1,73 @@
+//! Stop 7 of a job's path: committed events get their positions in the log, and a delivery for each receiver. Next:
+//! `engine::send_deliveries`.
+//!
+//! One transaction numbers a batch and creates its deliveries, so each event is fanned out exactly once, in the order
+//! of the log, also across a crash. Today the receivers are callbacks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{jittered, pause};
+use crate::db::StoreError;
+use crate::deliveries::{self, Due, NewDelivery};
+use crate::events;
+use crate::ids::DeliveryId;
+use crate::shared::Shared;
+use crate::supervisor::Stop;
+
+const BATCH_MAX: i64 = 1000;
+const POLL: Duration = Duration::from_secs(1);
+
+/// The loop.
+pub async fn run(shared: Arc<Shared>, stop: Stop) {
+    loop {
+        let more = match fan_out(&shared).await {
+            Ok((numbered, created)) => {
+                if !created.is_empty() && shared.hand_off.0.try_send(created).is_err() {
+                    // The dispatcher is busy; it finds them in the database.
+                    shared.wakeups.deliveries.notify_one();
+                }
+                numbered as i64 >= BATCH_MAX
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot fan events out");
+                false
+            }
+        };
+        if more && !stop.drain.is_cancelled() {
+            continue;
+        }
+        if !pause(&stop, Some(&shared.wakeups.events), jittered(POLL)).await {
+            return;
+        }
+    }
+}
+
+async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
+    let mut tx = shared.db.begin().await?;
+    let numbered = events::store::number(&mut tx, BATCH_MAX).await?;
+    let created: Vec<NewDelivery> = numbered
+        .iter()
+        .filter_map(|event| {
+            let callback = event.callback?;
+            Some(NewDelivery {
+                tenant: event.tenant,
+                id: DeliveryId::fresh(),
+                event: event.event,
+                event_type: event.event_type.clone(),
+                job: callback.job,
+                target: callback.target,
+            })
+        })
+        .collect();
+    if !created.is_empty() {
+        deliveries::store::create(&mut tx, &created).await?;
+    }
+    tx.commit().await?;
+    let due = created.iter().map(|delivery| Due {
+        tenant: delivery.tenant,
+        id: delivery.id,
+        target: delivery.target,
+    });
+    Ok((numbered.len(), due.collect()))
+}

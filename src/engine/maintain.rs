@@ -1,0 +1,34 @@
+//! Housekeeping: partitions are made ahead, old ones dropped, old keys forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{jittered, pause};
+use crate::db::{StoreError, partitions};
+use crate::idempotency;
+use crate::shared::Shared;
+use crate::supervisor::Stop;
+
+const EVERY: Duration = Duration::from_secs(600);
+const PURGE_BATCH: i64 = 5000;
+
+/// The loop.
+pub async fn run(shared: Arc<Shared>, stop: Stop) {
+    loop {
+        if let Err(error) = maintain(&shared).await {
+            tracing::warn!(%error, "housekeeping was not finished; it is tried again later");
+        }
+        if !pause(&stop, None, jittered(EVERY)).await {
+            return;
+        }
+    }
+}
+
+async fn maintain(shared: &Shared) -> Result<(), StoreError> {
+    partitions::make_ahead(&shared.db).await?;
+    for dropped in partitions::drop_old(&shared.db, shared.config.retention).await? {
+        tracing::info!(partition = dropped, "history that is older than the retention was dropped");
+    }
+    while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    Ok(())
+}

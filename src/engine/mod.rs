@@ -1,0 +1,93 @@
+//! The loops: what runs without being asked. Each one looks at the database, calls one room, and stores what came of it.
+//!
+//! | loop | role | woken by | at the latest |
+//! |---|---|---|---|
+//! | `heartbeat` | all | – | 1 s |
+//! | `reap_nodes` | all | – | 1 s |
+//! | `run_jobs` | executor | accept, promote, expire | 1 s |
+//! | `expire_leases` | scheduler | – | 1 s |
+//! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
+//! | `fan_out` | dispatcher | finish | 1 s |
+//! | `send_deliveries` | dispatcher | fan-out, outcomes | the next due time, 1 s |
+//! | `wake_waiters` | api | – | 0.5 s, if someone waits |
+//! | `refresh_keys` | api | – | 1 s |
+//! | `maintain` | scheduler | – | 10 min |
+//!
+//! Called by `app`, which hands them to the supervisor. Knows no HTTP.
+
+pub mod batches;
+pub mod expire_leases;
+pub mod fan_out;
+pub mod heartbeat;
+pub mod maintain;
+pub mod promote_due;
+pub mod reap_nodes;
+pub mod refresh_keys;
+pub mod run_jobs;
+pub mod send_deliveries;
+pub mod transmit;
+pub mod wake_waiters;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::shared::Shared;
+use crate::supervisor::{Stage, Stop, Supervisor};
+
+/// Starts all loops of this process's roles.
+pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
+    macro_rules! start {
+        ($stage:ident, $name:ident) => {
+            start!($stage, stringify!($name), $name::run)
+        };
+        ($stage:ident, $name:expr, $body:path) => {{
+            let shared = shared.clone();
+            supervisor.spawn(Stage::$stage, $name, move |stop| $body(shared.clone(), stop));
+        }};
+    }
+    let roles = shared.config.roles;
+    start!(Base, heartbeat);
+    // Two flushers each: while one batch's commit is in flight, the next one forms and goes.
+    for _ in 0..2 {
+        start!(Base, "accept", batches::accept);
+        start!(Base, "finish", batches::finish);
+        start!(Base, "record", batches::record);
+    }
+    start!(Work, reap_nodes);
+    if roles.api {
+        start!(Work, refresh_keys);
+        start!(Work, wake_waiters);
+    }
+    if roles.executor {
+        start!(Work, run_jobs);
+    }
+    if roles.scheduler {
+        start!(Work, expire_leases);
+        start!(Work, promote_due);
+        start!(Work, maintain);
+    }
+    if roles.dispatcher {
+        start!(Work, fan_out);
+        start!(Work, send_deliveries);
+    }
+}
+
+/// Waits for the bell or for the time, whichever comes first. `false`: it is time to stop.
+async fn pause(stop: &Stop, bell: Option<&tokio::sync::Notify>, at_most: Duration) -> bool {
+    let rung = async {
+        match bell {
+            Some(bell) => bell.notified().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop.drain.cancelled() => false,
+        () = rung => true,
+        () = tokio::time::sleep(at_most) => true,
+    }
+}
+
+/// A wait of about this long: processes that started together must not ask together for ever.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.85..=1.15))
+}

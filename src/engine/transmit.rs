@@ -1,0 +1,248 @@
+//! One try of one delivery: message, send, verdict, record. Stops 8 and 9 of a job's path, in the order of
+//! `deliveries::message`, `outbound`, `deliveries::retry`, `deliveries::store`.
+//!
+//! Called by `engine::send_deliveries`.
+//!
+//! Invariant: whatever happens here ends in a record, or in the death of the process.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backoff::{RetryPolicy, parse_retry_after};
+use crate::clock;
+use crate::deliveries::Due;
+use crate::deliveries::message::{self, Envelope};
+use crate::deliveries::retry::{self, Answer, Verdict};
+use crate::deliveries::store::{Loaded, Record};
+use crate::ids::{AttemptId, DeliveryId, TenantId};
+use crate::jobs::{CallbackOptions, RetrySpec};
+use crate::nodes::store::LostFlight;
+use crate::outbound::{ErrorClass, Exchange, OutboundRequest, SendError};
+use crate::shared::Shared;
+use crate::signing::SigningSecret;
+use crate::supervisor::Stop;
+use crate::target::parse_target;
+
+/// So much of an answer's body is kept…
+const BODY_KEPT_MAX: usize = 16 * 1024;
+/// … and so much is read at most, so that a connection can be used again.
+const BODY_READ_MAX: usize = 64 * 1024;
+/// So much of an answer's headers is kept.
+const HEADERS_KEPT_MAX: usize = 8 * 1024;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+
+/// Sends a delivery once and records it. Answers after how long the next try is due.
+pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Option<Duration> {
+    let record = attempt(shared, stop, &loaded).await;
+    let (delivery, number, again_in) = (loaded.due.id, record.number, record.wait);
+    tracing::debug!(
+        delivery.id = %delivery, event.id = %loaded.event, job.id = %loaded.job, attempt = number, verdict = record.verdict,
+        status = record.status_code, error = record.error_code.as_deref(), duration_ms = record.duration.as_millis() as u64,
+        "delivery {delivery} tried"
+    );
+    match shared.record.submit_patiently(record).await {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!(delivery.id = %delivery, attempt = number, "delivery {delivery} belongs to another node now; this try is not recorded")
+        }
+        Err(error) => {
+            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded")
+        }
+    }
+    again_in
+}
+
+async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> Record {
+    let started_at = clock::now();
+    let options = shared.open_options(loaded.due.tenant, loaded.job, loaded.sealed_options.as_deref());
+    let secrets = match &options {
+        Ok(options) => secrets_of(shared, loaded.due.tenant, options).await,
+        Err(error) => Err(error.to_string()),
+    };
+    let options = options.unwrap_or_default();
+    let policy = options.retry.map_or(RetryPolicy::DELIVERIES, RetrySpec::policy);
+    let (answer, exchange) = match secrets {
+        Ok(secrets) => post(shared, stop, loaded, &options, &secrets).await,
+        // An operator's mistake (another master key, no database): worth another try, and visible meanwhile.
+        Err(text) => (Answer::NoAnswer, Err(SendError { class: ErrorClass::Protocol, message: text })),
+    };
+    let tries = u32::try_from(loaded.tries + 1).unwrap_or(u32::MAX);
+    let verdict = retry::decide(&policy, tries, &answer, rand::random());
+    record_of(loaded, started_at, verdict, &answer, exchange)
+}
+
+async fn secrets_of(
+    shared: &Shared,
+    tenant: TenantId,
+    options: &CallbackOptions,
+) -> Result<Arc<Vec<SigningSecret>>, String> {
+    match &options.secret {
+        Some(text) => text
+            .parse()
+            .map(|secret| Arc::new(vec![secret]))
+            .map_err(|_| "the callback's secret cannot be read".to_owned()),
+        None => shared
+            .secrets
+            .signing(&shared.db, &shared.sealer, tenant)
+            .await
+            .map_err(|error| error.to_string()),
+    }
+}
+
+async fn post(
+    shared: &Shared,
+    stop: &Stop,
+    loaded: &Loaded,
+    options: &CallbackOptions,
+    secrets: &[SigningSecret],
+) -> (Answer, Result<Exchange, SendError>) {
+    let url = match parse_target(&loaded.url, shared.client.policy()) {
+        Ok(url) => url,
+        Err(refusal) => {
+            return (
+                Answer::Blocked,
+                Err(SendError { class: ErrorClass::BlockedAddress, message: refusal.to_string() }),
+            );
+        }
+    };
+    let body = message::body(loaded.event, &loaded.event_type, &loaded.data);
+    let envelope = Envelope {
+        event: loaded.event,
+        delivery: loaded.due.id,
+        attempt: loaded.attempt + 1,
+        now: clock::now(),
+        secrets,
+        custom: &options.headers,
+        traceparent: loaded.traceparent.as_deref(),
+    };
+    let request = OutboundRequest {
+        method: http::Method::POST,
+        url,
+        headers: message::headers(&envelope, &body),
+        body,
+        timeout: options.timeout_s.map_or(TIMEOUT_DEFAULT, Duration::from_secs_f64),
+        keep_body_max: BODY_KEPT_MAX,
+        read_body_max: BODY_READ_MAX,
+    };
+    let exchange = tokio::select! {
+        exchange = shared.client.send(request) => exchange,
+        () = stop.hurry.cancelled() => {
+            let message = "Ringback was stopped before the answer came".to_owned();
+            return (Answer::Interrupted, Err(SendError { class: ErrorClass::Reset, message }));
+        }
+    };
+    let answer = match &exchange.result {
+        Ok(answer) => {
+            let header = answer.headers.get(http::header::RETRY_AFTER);
+            let retry_after = header.and_then(|value| parse_retry_after(value.as_bytes(), clock::now()));
+            Answer::Status { code: answer.status, retry_after }
+        }
+        Err(error) if error.class == ErrorClass::BlockedAddress => Answer::Blocked,
+        Err(_) => Answer::NoAnswer,
+    };
+    (answer, Ok(exchange))
+}
+
+fn record_of(
+    loaded: &Loaded,
+    started_at: clock::Timestamp,
+    verdict: Verdict,
+    answer: &Answer,
+    exchange: Result<Exchange, SendError>,
+) -> Record {
+    let mut record = empty_record(loaded.due, loaded.attempt + 1, started_at);
+    record.verdict = verdict.code();
+    record.wait = match verdict {
+        Verdict::TryAgain(wait) => Some(wait),
+        Verdict::Succeeded | Verdict::Failed => None,
+    };
+    let error = match exchange {
+        Err(error) => Some(error),
+        Ok(exchange) => {
+            let Exchange { timings, remote_address, duration, result } = exchange;
+            record.duration = duration;
+            record.timings = [timings.dns, timings.connect, timings.tls, timings.first_byte];
+            record.remote_address = remote_address.map(|address| address.to_string());
+            match result {
+                Err(error) => Some(error),
+                Ok(answer) => {
+                    record.status_code = i16::try_from(answer.status).ok();
+                    record.error_code = retry::status_error(answer.status).map(str::to_owned);
+                    record.error_message = record.error_code.as_ref().map(|_| status_text(&answer));
+                    record.response_headers = Some(headers_json(&answer.headers));
+                    record.response_body = Some(answer.body.to_vec());
+                    record.truncated = answer.truncated;
+                    None
+                }
+            }
+        }
+    };
+    if let Some(error) = error {
+        let code = if *answer == Answer::Interrupted { "crashed" } else { error.class.as_str() };
+        record.error_code = Some(code.to_owned());
+        record.error_message = Some(error.message);
+    }
+    record
+}
+
+fn status_text(answer: &crate::outbound::Answer) -> String {
+    match answer.headers.get(http::header::LOCATION).and_then(|value| value.to_str().ok()) {
+        Some(location) if (300..400).contains(&answer.status) => {
+            let shown: String = location.chars().take(200).collect();
+            format!(
+                "the receiver answered with status {} and points to {shown}; redirects are not followed",
+                answer.status
+            )
+        }
+        _ => format!("the receiver answered with status {}", answer.status),
+    }
+}
+
+fn headers_json(headers: &http::HeaderMap) -> String {
+    let mut kept = BTreeMap::new();
+    let mut size = 0;
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        size += name.as_str().len() + value.len();
+        if size > HEADERS_KEPT_MAX {
+            break;
+        }
+        kept.insert(name.as_str(), value);
+    }
+    serde_json::to_string(&kept).unwrap_or_default()
+}
+
+fn empty_record(due: Due, number: i32, started_at: clock::Timestamp) -> Record {
+    Record {
+        due,
+        number,
+        id: AttemptId::fresh(),
+        verdict: 0,
+        wait: None,
+        status_code: None,
+        error_code: None,
+        error_message: None,
+        started_at,
+        duration: Duration::ZERO,
+        timings: [None; 4],
+        remote_address: None,
+        response_headers: None,
+        response_body: None,
+        truncated: false,
+    }
+}
+
+/// The record of a try that was on the wire when its node died: nobody knows what came of it, so it is made again.
+pub fn crashed(lost: LostFlight) -> Record {
+    let due = Due {
+        tenant: TenantId::from_uuid(lost.tenant),
+        id: DeliveryId::from_uuid(lost.delivery),
+        target: lost.target,
+    };
+    let mut record = empty_record(due, lost.number, lost.started_at);
+    record.wait = Some(Duration::ZERO);
+    record.error_code = Some("crashed".to_owned());
+    record.error_message = Some("the process ended before the answer came or was recorded".to_owned());
+    record
+}

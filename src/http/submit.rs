@@ -1,0 +1,237 @@
+//! `POST /v1/jobs` and `/v1/jobs/batch`. Stop 1 of a job's path; next: `jobs::store::accept`.
+//!
+//! The answer is sent after the commit that holds the job, and not a moment later: nothing here waits for the work,
+//! unless `Prefer: wait` asks for it.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{LOCATION, RETRY_AFTER};
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde_json::value::RawValue;
+
+use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES};
+use super::idempotency::{self, HeldKey, Standing};
+use super::jobs::wait_for_end;
+use super::problem::ApiError;
+use crate::clock;
+use crate::fields::{Faults, Fields};
+use crate::jobs::new_job::{self, Context, Refused};
+use crate::jobs::store::{Accept, Accepted};
+use crate::jobs::view::{JobState, JobView};
+use crate::jobs::{BATCH_MAX, Job, create};
+use crate::shared::Shared;
+use crate::tenants::{Caller, Scope};
+
+/// `POST /v1/jobs`.
+pub async fn submit(
+    request: HttpRequest,
+    payload: web::Payload,
+    shared: web::Data<Shared>,
+) -> Result<HttpResponse, ApiError> {
+    let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    let bytes = extract::json_body(&request, payload, BODY_MAX_BYTES, 1).await?;
+    let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
+        Standing::Answered(answer) => return Ok(answer),
+        Standing::First(held) => Some(held),
+        Standing::Free => None,
+    };
+    let job =
+        parse(&request, &shared, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
+    let body = JobView::new(&job, &JobState::accepted()).to_json();
+    let accept = accept_of(&shared, job, held.as_ref().map(|held| (held, body.as_str())))?;
+    if accept.job.unique_key.is_some() {
+        return submit_unique(&request, &shared, accept).await;
+    }
+    let (tenant, id) = (accept.job.tenant, accept.job.id);
+    match shared.accept.submit(accept).await? {
+        Accepted::Stored => answer(&request, &shared, tenant, id, Some(body)).await,
+        Accepted::KeyTaken => taken(&shared, &caller, held).await,
+    }
+}
+
+/// A job with a `unique_key`: one that is not finished and has the same key is the answer.
+async fn submit_unique(
+    request: &HttpRequest,
+    shared: &web::Data<Shared>,
+    accept: Accept,
+) -> Result<HttpResponse, ApiError> {
+    let (db, tenant, id) = (shared.db.clone(), accept.job.tenant, accept.job.id);
+    let key = accept.key.clone();
+    let created = shared.tasks.run(async move { create::create(&db, vec![accept], key).await }).await??;
+    match created {
+        create::Created::KeyTaken => Err(ApiError::KeyRunning),
+        create::Created::Stored { holders } => {
+            shared.wakeups.jobs.notify_one();
+            shared.wakeups.scheduled.notify_one();
+            match holders.first().copied().flatten() {
+                None => answer(request, shared, tenant, id, None).await,
+                Some(holder) => {
+                    let stored = read(shared, tenant, holder).await?;
+                    let body = JobView::new(&stored.job, &stored.state).to_json();
+                    Ok(HttpResponse::Ok()
+                        .insert_header((LOCATION, location(holder)))
+                        .content_type("application/json")
+                        .body(body))
+                }
+            }
+        }
+    }
+}
+
+/// `POST /v1/jobs/batch`: all or nothing.
+pub async fn submit_batch(
+    request: HttpRequest,
+    payload: web::Payload,
+    shared: web::Data<Shared>,
+) -> Result<HttpResponse, ApiError> {
+    let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    let bytes = extract::json_body(&request, payload, BATCH_BODY_MAX_BYTES, 3).await?;
+    let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
+        Standing::Answered(answer) => return Ok(answer),
+        Standing::First(held) => Some(held),
+        Standing::Free => None,
+    };
+    let jobs = parse_batch(&request, &shared, &caller, extract::raw(&bytes)?)?;
+    let views: Vec<String> =
+        jobs.iter().map(|job| JobView::new(job, &JobState::accepted()).to_json()).collect();
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    let accepts = jobs.into_iter().map(|job| accept_of(&shared, job, None)).collect::<Result<Vec<_>, _>>()?;
+    let body = batch_body(&views);
+    let key = held.as_ref().map(|held| held.stored(None, &body));
+    let db = shared.db.clone();
+    let created = shared.tasks.run(async move { create::create(&db, accepts, key).await }).await??;
+    let create::Created::Stored { holders } = created else {
+        return taken(&shared, &caller, held).await;
+    };
+    shared.wakeups.jobs.notify_one();
+    shared.wakeups.scheduled.notify_one();
+    if holders.iter().all(Option::is_none) {
+        return Ok(HttpResponse::Accepted().content_type("application/json").body(body));
+    }
+    // Some of them stand there already, under their unique keys: these are shown as they stand.
+    let mut shown = Vec::with_capacity(ids.len());
+    for ((view, _), holder) in views.into_iter().zip(ids).zip(holders) {
+        shown.push(match holder {
+            None => view,
+            Some(holder) => {
+                let stored = read(&shared, caller.tenant, holder).await?;
+                JobView::new(&stored.job, &stored.state).to_json()
+            }
+        });
+    }
+    Ok(HttpResponse::Accepted().content_type("application/json").body(batch_body(&shown)))
+}
+
+fn batch_body(views: &[String]) -> String {
+    format!("{{\"data\":[{}]}}", views.join(","))
+}
+
+fn parse(
+    request: &HttpRequest,
+    shared: &Shared,
+    caller: &Caller,
+    at: &str,
+    raw: &RawValue,
+) -> Result<Job, Refused> {
+    let context = Context { tenant: caller.tenant, now: clock::now(), outbound: shared.client.policy() };
+    new_job::parse(at, raw, context, extract::traceparent(request).as_deref())
+}
+
+fn refusal(refused: &Refused) -> ApiError {
+    match refused {
+        Refused::InputTooLarge => too_large(),
+        Refused::Faults(faults) => faults.clone().into(),
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::TooLarge(format!("an input may have {} bytes at most", crate::jobs::INPUT_MAX_BYTES))
+}
+
+fn parse_batch(
+    request: &HttpRequest,
+    shared: &Shared,
+    caller: &Caller,
+    raw: &RawValue,
+) -> Result<Vec<Job>, ApiError> {
+    let mut faults = Faults::default();
+    let Some(mut fields) = Fields::open("", raw, &mut faults) else {
+        return Err(faults.into());
+    };
+    let list = fields.list("jobs", 1..=BATCH_MAX, &mut faults);
+    if list.is_none() && faults.is_empty() {
+        fields.fault("jobs", "is missing; send {\"jobs\": [ … ]}", &mut faults);
+    }
+    fields.finish(&mut faults);
+    let mut jobs = Vec::new();
+    for (index, one) in list.unwrap_or_default().into_iter().enumerate() {
+        match parse(request, shared, caller, &format!("/jobs/{index}"), one) {
+            Ok(job) => jobs.push(job),
+            Err(Refused::InputTooLarge) => return Err(too_large()),
+            Err(Refused::Faults(found)) => {
+                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail))
+            }
+        }
+    }
+    if faults.is_empty() { Ok(jobs) } else { Err(faults.into()) }
+}
+
+fn accept_of(shared: &Shared, job: Job, key: Option<(&HeldKey, &str)>) -> Result<Accept, ApiError> {
+    let sealed_options = shared.seal_options(job.tenant, job.id, job.callback.as_ref())?;
+    let key = key.map(|(held, body)| held.stored(Some(location(job.id)), body));
+    Ok(Accept { job, sealed_options, key })
+}
+
+fn location(id: crate::ids::JobId) -> String {
+    format!("/v1/jobs/{id}")
+}
+
+async fn read(
+    shared: &web::Data<Shared>,
+    tenant: crate::ids::TenantId,
+    id: crate::ids::JobId,
+) -> Result<crate::jobs::read_store::StoredJob, ApiError> {
+    let db = shared.db.clone();
+    Ok(shared.tasks.run(async move { crate::jobs::read_store::get(&db, tenant, id).await }).await??)
+}
+
+/// 202 at once, or 200 when the client prefers to wait and the job ended in time.
+async fn answer(
+    request: &HttpRequest,
+    shared: &web::Data<Shared>,
+    tenant: crate::ids::TenantId,
+    id: crate::ids::JobId,
+    body: Option<String>,
+) -> Result<HttpResponse, ApiError> {
+    let Some(wait) = extract::prefer_wait(request) else {
+        let body = match body {
+            Some(body) => body,
+            None => read(shared, tenant, id)
+                .await
+                .map(|stored| JobView::new(&stored.job, &stored.state).to_json())?,
+        };
+        return Ok(HttpResponse::Accepted()
+            .insert_header((LOCATION, location(id)))
+            .insert_header((RETRY_AFTER, "1"))
+            .content_type("application/json")
+            .body(body));
+    };
+    let stored = wait_for_end(shared, tenant, id, wait).await?;
+    let finished = stored.state.is_finished();
+    let mut response = HttpResponse::build(if finished { StatusCode::OK } else { StatusCode::ACCEPTED });
+    response.insert_header((LOCATION, location(id))).content_type("application/json");
+    response.insert_header(("preference-applied", format!("wait={}", wait.as_secs_f64())));
+    if !finished {
+        response.insert_header((RETRY_AFTER, "1"));
+    }
+    Ok(response.body(JobView::new(&stored.job, &stored.state).to_json()))
+}
+
+/// Another process was quicker with the same key: its answer is ours.
+async fn taken(
+    shared: &web::Data<Shared>,
+    caller: &Caller,
+    held: Option<HeldKey>,
+) -> Result<HttpResponse, ApiError> {
+    let held = held.ok_or(ApiError::KeyRunning)?;
+    idempotency::find(shared, caller.tenant, &held).await?.ok_or(ApiError::KeyRunning)
+}

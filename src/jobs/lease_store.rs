@@ -1,0 +1,314 @@
+//! The SQL of leases (stop 3 of a job's path): claim, extend, end, give back, find what ran out.
+//!
+//! Called by `engine::run_jobs`, `engine::expire_leases` and `jobs::finish`. A lease is a row with an unguessable token,
+//! new at each hand-out; every write that ends a try checks it in the same statement, so a late holder changes nothing.
+//!
+//! Invariant: a claim takes at most what was asked for, and gives each (tenant, queue, kind) its turn.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use uuid::Uuid;
+
+use super::outcome::TryOutcome;
+use super::{EndStatus, Job, Tries};
+use crate::clock::Timestamp;
+use crate::db::{Db, StoreError, Tx};
+use crate::ids::{JobId, TenantId};
+
+/// The right to end one try of a job. Whoever holds it reports once; a dropped one blocks its job until it expires.
+#[must_use = "a dropped lease blocks its job until it expires"]
+#[derive(Debug)]
+pub struct Lease {
+    /// The work.
+    pub job: Job,
+    /// The job's callback options, still sealed.
+    pub sealed_options: Option<Vec<u8>>,
+    /// Proves the right.
+    pub token: Uuid,
+    /// The tries so far, this one counted.
+    pub tries: Tries,
+    /// When this try began.
+    pub started_at: Timestamp,
+}
+
+/// Hands out up to `limit` waiting jobs of these kinds to a node, by turns over tenants, queues and kinds.
+/// Durability is not waited for: a claim that a crash of the database forgets only repeats work.
+/// # Errors
+/// [`StoreError`].
+pub async fn claim(
+    db: &Db,
+    node: Uuid,
+    kinds: &[&str],
+    limit: i64,
+    lease: Duration,
+) -> Result<Vec<Lease>, StoreError> {
+    let mut tx = db.begin().await?;
+    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    let leases = sqlx::query_as::<_, Lease>(
+        "-- jobs::lease_store::claim
+        WITH RECURSIVE lines AS (
+          (SELECT tenant_id, queue, kind FROM ringback.job_ready ORDER BY tenant_id, queue, kind LIMIT 1)
+          UNION ALL
+          SELECT n.tenant_id, n.queue, n.kind FROM lines l CROSS JOIN LATERAL (
+            SELECT r.tenant_id, r.queue, r.kind FROM ringback.job_ready r
+            WHERE (r.tenant_id, r.queue, r.kind) > (l.tenant_id, l.queue, l.kind)
+            ORDER BY r.tenant_id, r.queue, r.kind LIMIT 1
+          ) n
+        ), wanted AS MATERIALIZED (
+          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2)
+        ), picked AS MATERIALIZED (
+          SELECT r.tenant_id, r.job_id FROM wanted w CROSS JOIN LATERAL (
+            SELECT tenant_id, job_id FROM ringback.job_ready r
+            WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind
+            ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT w.share FOR UPDATE SKIP LOCKED
+          ) r
+          LIMIT $3
+        ), taken AS (
+          DELETE FROM ringback.job_ready r USING picked p WHERE r.tenant_id = p.tenant_id AND r.job_id = p.job_id RETURNING r.*
+        ), leased AS (
+          INSERT INTO ringback.job_leases (tenant_id, job_id, token, holder, queue, kind, priority, attempt, tries, crashes, started_at, expires_at)
+          SELECT tenant_id, job_id, gen_random_uuid(), $1, queue, kind, priority, attempt + 1, tries + 1, crashes, now(), now() + $4 * interval '1 s'
+          FROM taken
+          RETURNING tenant_id, job_id, token, attempt, tries, crashes, started_at
+        )
+        SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at,
+          j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
+          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
+        FROM leased l JOIN ringback.jobs j ON j.tenant_id = l.tenant_id AND j.id = l.job_id",
+    )
+    .bind(node)
+    .bind(kinds)
+    .bind(limit)
+    .bind(lease.as_secs_f64())
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(leases)
+}
+
+impl<'r> FromRow<'r, PgRow> for Lease {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            job: Job::from_row(row)?,
+            sealed_options: row.try_get("callback_options")?,
+            token: row.try_get("token")?,
+            tries: Tries {
+                attempt: row.try_get("attempt")?,
+                counted: row.try_get("tries")?,
+                crashes: row.try_get("crashes")?,
+            },
+            started_at: row.try_get("started_at")?,
+        })
+    }
+}
+
+/// Puts off the expiry of all leases of a node. Returns the jobs that someone wants stopped.
+/// # Errors
+/// [`StoreError`].
+pub async fn extend(db: &Db, node: Uuid, lease: Duration) -> Result<Vec<(TenantId, JobId)>, StoreError> {
+    let rows = sqlx::query(
+        "-- jobs::lease_store::extend
+        UPDATE ringback.job_leases SET expires_at = now() + $2 * interval '1 s' WHERE holder = $1
+        RETURNING tenant_id, job_id, cancel_requested",
+    )
+    .bind(node)
+    .bind(lease.as_secs_f64())
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows.iter().filter(|row| row.get(2)).map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The end of a try, as it is written.
+#[derive(Debug, Clone)]
+pub struct TryEnd {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which job.
+    pub job: JobId,
+    /// The right to write this.
+    pub token: Uuid,
+    /// The tries so far, this one counted.
+    pub tries: Tries,
+    /// Who ran it.
+    pub worker: String,
+    /// How the try is written down.
+    pub outcome: TryOutcome,
+    /// Its error, as JSON.
+    pub error: Option<String>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// What becomes of the job.
+    pub then: Then,
+}
+
+/// What becomes of the job after a try.
+#[derive(Debug, Clone)]
+pub enum Then {
+    /// It ended.
+    End {
+        /// How.
+        status: EndStatus,
+        /// The result's JSON.
+        result: Option<String>,
+        /// The key that is free now.
+        unique_key: Option<String>,
+    },
+    /// It is tried again after so long; zero: at once.
+    Again(Duration),
+}
+
+/// Writes the ends of tries, in the caller's transaction. Answers which of them held their lease; the others changed
+/// nothing.
+/// # Errors
+/// [`StoreError`].
+pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> {
+    let status = |end: &TryEnd| match &end.then {
+        Then::End { status, .. } => Some(status.code()),
+        Then::Again(_) => None,
+    };
+    let wait = |end: &TryEnd| match &end.then {
+        Then::End { .. } => None,
+        Then::Again(after) => Some(after.as_secs_f64()),
+    };
+    let result = |end: &TryEnd| match &end.then {
+        Then::End { result, .. } => result.clone().map(String::into_bytes),
+        Then::Again(_) => None,
+    };
+    let unique_key = |end: &TryEnd| match &end.then {
+        Then::End { unique_key, .. } => unique_key.clone(),
+        Then::Again(_) => None,
+    };
+    let rows = sqlx::query(
+        "-- jobs::lease_store::end
+        WITH input AS MATERIALIZED (
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::int2[], $7::text[], $8::timestamptz[], $9::timestamptz[],
+            $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[])
+          AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes)
+        ), held AS (
+          DELETE FROM ringback.job_leases l USING input i WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token
+          RETURNING l.tenant_id, l.job_id, l.token, l.queue, l.kind, l.priority, l.attempt, l.tries
+        ), mine AS MATERIALIZED (
+          SELECT h.queue, h.kind, h.priority, h.tries, i.* FROM held h JOIN input i ON i.tenant_id = h.tenant_id AND i.job_id = h.job_id AND i.token = h.token
+        ), tried AS (
+          INSERT INTO ringback.job_attempts (tenant_id, job_id, number, worker, outcome, error, started_at, finished_at)
+          SELECT tenant_id, job_id, attempt, worker, outcome, error, started_at, finished_at FROM mine
+        ), ended AS (
+          INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at)
+          SELECT tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at FROM mine WHERE status IS NOT NULL
+        ), freed AS (
+          DELETE FROM ringback.job_unique_keys k USING mine m WHERE m.unique_key IS NOT NULL AND m.status IS NOT NULL
+          AND k.tenant_id = m.tenant_id AND k.key = m.unique_key AND k.job_id = m.job_id
+        ), later AS (
+          INSERT INTO ringback.job_scheduled (tenant_id, job_id, queue, kind, priority, due_at, attempt, tries, crashes)
+          SELECT tenant_id, job_id, queue, kind, priority, now() + wait_s * interval '1 s', attempt, tries, crashes FROM mine WHERE wait_s > 0
+        ), at_once AS (
+          INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt, tries, crashes)
+          SELECT tenant_id, job_id, queue, kind, priority, now(), attempt, tries, crashes FROM mine WHERE wait_s = 0
+        )
+        SELECT token FROM held",
+    )
+    .bind(ends.iter().map(|end| end.tenant.uuid()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.job.uuid()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.token).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.tries.attempt).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.worker.as_str()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.outcome.code()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.error.as_deref()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.started_at).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.finished_at).collect::<Vec<_>>())
+    .bind(ends.iter().map(status).collect::<Vec<_>>())
+    .bind(ends.iter().map(wait).collect::<Vec<_>>())
+    .bind(ends.iter().map(result).collect::<Vec<_>>())
+    .bind(ends.iter().map(unique_key).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.tries.crashes).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    let held: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    Ok(ends.iter().map(|end| held.contains(&end.token)).collect())
+}
+
+/// Writes the end of a job that was waiting, in the caller's transaction.
+/// # Errors
+/// [`StoreError`].
+pub async fn end_waiting(
+    tx: &mut Tx,
+    job: &Job,
+    attempt: i32,
+    error: &str,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- jobs::lease_store::end_waiting
+        WITH freed AS (DELETE FROM ringback.job_unique_keys WHERE tenant_id = $1 AND key = $6 AND job_id = $2)
+        INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, error, finished_at) VALUES ($1, $2, 3, $3, $4, $5)",
+    )
+    .bind(job.tenant)
+    .bind(job.id)
+    .bind(attempt)
+    .bind(error)
+    .bind(at)
+    .bind(job.unique_key.as_deref())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Gives leases back: the jobs are ready again at once, and no try is counted.
+/// # Errors
+/// [`StoreError`].
+pub async fn release(db: &Db, tokens: &[Uuid]) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "-- jobs::lease_store::release
+        WITH held AS (DELETE FROM ringback.job_leases WHERE token = ANY($1) RETURNING *)
+        INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt, tries, crashes)
+        SELECT tenant_id, job_id, queue, kind, priority, now(), attempt - 1, tries - 1, crashes FROM held",
+    )
+    .bind(tokens)
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// A lease that ran out or whose node is gone.
+#[derive(Debug)]
+pub struct LostLease {
+    /// As it was handed out.
+    pub lease: Lease,
+    /// The name of the node that held it.
+    pub worker: String,
+    /// Someone had asked to stop the job.
+    pub cancel_requested: bool,
+}
+
+/// Finds leases that ran out, and those of nodes that are no longer there.
+/// # Errors
+/// [`StoreError`].
+pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
+    let rows = sqlx::query(
+        "-- jobs::lease_store::lost
+        SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, coalesce(n.name, 'a node that is gone') AS worker,
+          j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
+          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
+        FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder
+        JOIN ringback.jobs j ON j.tenant_id = l.tenant_id AND j.id = l.job_id
+        WHERE l.expires_at <= now() OR n.id IS NULL
+        LIMIT $1",
+    )
+    .bind(limit)
+    .fetch_all(db.pool())
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(LostLease {
+                lease: Lease::from_row(row)?,
+                worker: row.try_get("worker")?,
+                cancel_requested: row.try_get("cancel_requested")?,
+            })
+        })
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(StoreError::from)
+}

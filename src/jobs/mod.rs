@@ -1,0 +1,261 @@
+//! Jobs: work to do, from the POST that brings it to the event that says how it ended.
+//!
+//! Holds the noun, its statuses and the legal moves between them. `new_job` parses a request (stop 1 of a job's path),
+//! `store` keeps and shows jobs (stop 2), `lease_store` hands them out (stop 3), `outcome` decides what the end of a try
+//! means (stop 5), `finish` writes it together with the event (stop 6). Knows no HTTP, no loop, no network.
+//!
+//! Invariant: a job is in exactly one of `job_ready`, `job_scheduled`, `job_leases`, `job_ends`, and only the
+//! holder of its lease writes its end.
+
+pub mod create;
+pub mod finish;
+pub mod http_input;
+pub mod lease_store;
+pub mod new_job;
+pub mod outcome;
+pub mod read_store;
+pub mod store;
+pub mod view;
+pub mod waiters;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::backoff::RetryPolicy;
+use crate::clock::Timestamp;
+use crate::ids::{JobId, TenantId};
+
+/// An input is at most this long, as JSON text.
+pub const INPUT_MAX_BYTES: usize = 256 * 1024;
+/// A batch has at most this many jobs.
+pub const BATCH_MAX: usize = 1000;
+
+/// Where a job stands. `queued → running → succeeded | failed | cancelled`; `retrying` between two tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// Waits for its first try.
+    Queued,
+    /// A try is under way.
+    Running,
+    /// Waits for another try.
+    Retrying,
+    /// Ended well.
+    Succeeded,
+    /// Ended badly; nothing more is tried.
+    Failed,
+    /// Ended because someone asked for it.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 6] = [
+        ("queued", Self::Queued),
+        ("running", Self::Running),
+        ("retrying", Self::Retrying),
+        ("succeeded", Self::Succeeded),
+        ("failed", Self::Failed),
+        ("cancelled", Self::Cancelled),
+    ];
+
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, status)| *status == self).map_or("queued", |(word, _)| word)
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndStatus {
+    /// Well.
+    Succeeded,
+    /// Badly.
+    Failed,
+    /// On request.
+    Cancelled,
+}
+
+impl EndStatus {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("succeeded", Self::Succeeded), ("failed", Self::Failed), ("cancelled", Self::Cancelled)];
+
+    /// The number in `job_ends.status`.
+    pub fn code(self) -> i16 {
+        match self {
+            Self::Succeeded => 1,
+            Self::Failed => 2,
+            Self::Cancelled => 3,
+        }
+    }
+
+    /// The type of the event that tells of it.
+    pub fn event_type(self) -> &'static str {
+        match self {
+            Self::Succeeded => "job.succeeded",
+            Self::Failed => "job.failed",
+            Self::Cancelled => "job.cancelled",
+        }
+    }
+}
+
+impl From<EndStatus> for JobStatus {
+    fn from(end: EndStatus) -> Self {
+        match end {
+            EndStatus::Succeeded => Self::Succeeded,
+            EndStatus::Failed => Self::Failed,
+            EndStatus::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// Why a job or a try failed, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// A word for programs, such as `timeout` or `http_status`.
+    pub code: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The class of an exception in the worker's language.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub class: Option<String>,
+    /// Its stack.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traceback: Option<String>,
+}
+
+impl JobError {
+    /// Without class and stack.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), class: None, traceback: None }
+    }
+    /// As it stands in the database.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| r#"{"code":"unknown","message":""}"#.to_owned())
+    }
+}
+
+/// Who is told of the end, and how. `url` stands in its own column; the rest is sealed, for it may hold secrets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Callback {
+    /// Where to POST.
+    pub url: String,
+    /// What is not as usual.
+    pub options: CallbackOptions,
+}
+
+/// All that a callback can say beside its URL; every field absent: the defaults.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CallbackOptions {
+    /// Headers to add.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub headers: BTreeMap<String, String>,
+    /// Of which ends to tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub on: Option<Vec<EndStatus>>,
+    /// A secret of its own, `whsec_…`, in place of the tenant's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub secret: Option<String>,
+    /// When to try again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry: Option<RetrySpec>,
+    /// How long an answer may take.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timeout_s: Option<f64>,
+}
+
+impl CallbackOptions {
+    /// Is this end to be told?
+    pub fn wants(&self, end: EndStatus) -> bool {
+        self.on.as_ref().is_none_or(|on| on.contains(&end))
+    }
+}
+
+/// A retry policy as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RetrySpec {
+    /// The first wait, seconds.
+    pub initial_s: f64,
+    /// By what it grows each time.
+    pub factor: f64,
+    /// The longest wait, seconds.
+    pub max_s: f64,
+    /// Tries at most.
+    pub max_attempts: u32,
+    /// 0: exact; 1: anywhere from nothing to the whole wait.
+    pub jitter: f64,
+}
+
+impl RetrySpec {
+    /// As the decision wants it.
+    pub fn policy(self) -> RetryPolicy {
+        RetryPolicy {
+            initial: Duration::from_secs_f64(self.initial_s),
+            factor: self.factor,
+            max: Duration::from_secs_f64(self.max_s),
+            max_attempts: self.max_attempts,
+            jitter: self.jitter,
+        }
+    }
+}
+
+impl From<RetryPolicy> for RetrySpec {
+    fn from(policy: RetryPolicy) -> Self {
+        Self {
+            initial_s: policy.initial.as_secs_f64(),
+            factor: policy.factor,
+            max_s: policy.max.as_secs_f64(),
+            max_attempts: policy.max_attempts,
+            jitter: policy.jitter,
+        }
+    }
+}
+
+/// A job as it was accepted: all that never changes.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Its id; the time of acceptance is in it.
+    pub id: JobId,
+    /// What to do.
+    pub kind: String,
+    /// In which queue it stands.
+    pub queue: String,
+    /// -100…100, higher first.
+    pub priority: i16,
+    /// Not before.
+    pub run_at: Timestamp,
+    /// How long a try may take.
+    pub timeout: Duration,
+    /// When to try again, and how often.
+    pub retry: RetryPolicy,
+    /// Whether `retry` is not the default, and so is kept.
+    pub backoff_json: Option<String>,
+    /// While such a job is not finished there is no second one.
+    pub unique_key: Option<String>,
+    /// The input's text, as it came.
+    pub input: Box<RawValue>,
+    /// Free strings.
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Who is told of the end.
+    pub callback: Option<Callback>,
+    /// W3C trace context of the request.
+    pub traceparent: Option<String>,
+}
+
+/// The tries so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tries {
+    /// The highest attempt number.
+    pub attempt: i32,
+    /// How many of them count against `max_attempts`.
+    pub counted: i32,
+    /// How many ended with their process.
+    pub crashes: i16,
+}

@@ -1,0 +1,157 @@
+//! [pure] A job as the API shows it, and as the event of its end carries it: one shape for both.
+//!
+//! Called by `http::jobs` and `jobs::finish`. Input and result are written as they came, byte for byte.
+//!
+//! Invariant: no header value or secret of a callback is ever shown, only its URL.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{EndStatus, Job, JobError, JobStatus};
+use crate::clock::{Timestamp, millis};
+use crate::ids::JobId;
+
+/// What changes while a job lives.
+#[derive(Debug, Clone)]
+pub struct JobState {
+    /// Where it stands.
+    pub status: JobStatus,
+    /// The highest attempt number so far.
+    pub attempt: i32,
+    /// What it gave.
+    pub result: Option<Box<RawValue>>,
+    /// Why it failed, or why the last try did.
+    pub error: Option<JobError>,
+    /// When it is due, where that is later than `run_at`.
+    pub due_at: Option<Timestamp>,
+    /// When the last try began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Someone asked to stop it.
+    pub cancel_requested: bool,
+}
+
+impl JobState {
+    /// As it stands in the moment of acceptance.
+    pub fn accepted() -> Self {
+        Self {
+            status: JobStatus::Queued,
+            attempt: 0,
+            result: None,
+            error: None,
+            due_at: None,
+            started_at: None,
+            finished_at: None,
+            cancel_requested: false,
+        }
+    }
+
+    /// Is nothing more to come?
+    pub fn is_finished(&self) -> bool {
+        matches!(self.status, JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled)
+    }
+}
+
+/// The end of a job.
+#[derive(Debug, Clone)]
+pub struct JobEnd {
+    /// How.
+    pub status: EndStatus,
+    /// With what.
+    pub result: Option<Box<RawValue>>,
+    /// Or why not.
+    pub error: Option<JobError>,
+    /// The number of the last attempt.
+    pub attempt: i32,
+    /// When that began; `None`: there was none.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Timestamp,
+}
+
+impl JobEnd {
+    /// The state that this end leads to.
+    pub fn into_state(self) -> JobState {
+        JobState {
+            status: self.status.into(),
+            attempt: self.attempt,
+            result: self.result,
+            error: self.error,
+            started_at: self.started_at,
+            finished_at: Some(self.finished_at),
+            ..JobState::accepted()
+        }
+    }
+}
+
+/// The JSON of a job.
+#[derive(Debug, Serialize)]
+pub struct JobView<'a> {
+    id: JobId,
+    kind: &'a str,
+    status: JobStatus,
+    input: &'a RawValue,
+    result: Option<&'a RawValue>,
+    error: Option<&'a JobError>,
+    attempt: i32,
+    max_attempts: u32,
+    queue: &'a str,
+    priority: i16,
+    progress: Option<&'a RawValue>,
+    timeout_s: f64,
+    callback_url: Option<&'a str>,
+    unique_key: Option<&'a str>,
+    metadata: &'a BTreeMap<String, String>,
+    cancel_requested: bool,
+    #[serde(with = "millis")]
+    created_at: Timestamp,
+    #[serde(with = "millis")]
+    run_at: Timestamp,
+    #[serde(with = "millis")]
+    started_at: Option<Timestamp>,
+    #[serde(with = "millis")]
+    finished_at: Option<Timestamp>,
+    #[serde(with = "millis")]
+    updated_at: Timestamp,
+}
+
+static NO_METADATA: BTreeMap<String, String> = BTreeMap::new();
+
+impl<'a> JobView<'a> {
+    /// Puts what is fixed and what changes together.
+    pub fn new(job: &'a Job, state: &'a JobState) -> Self {
+        let created_at = job.id.created_at();
+        Self {
+            id: job.id,
+            kind: &job.kind,
+            status: state.status,
+            input: &job.input,
+            result: state.result.as_deref(),
+            error: state.error.as_ref(),
+            attempt: state.attempt,
+            max_attempts: job.retry.max_attempts,
+            queue: &job.queue,
+            priority: job.priority,
+            progress: None,
+            timeout_s: job.timeout.as_secs_f64(),
+            callback_url: job.callback.as_ref().map(|callback| callback.url.as_str()),
+            unique_key: job.unique_key.as_deref(),
+            metadata: job.metadata.as_ref().unwrap_or(&NO_METADATA),
+            cancel_requested: state.cancel_requested,
+            created_at,
+            run_at: state.due_at.unwrap_or(job.run_at),
+            started_at: state.started_at,
+            finished_at: state.finished_at,
+            updated_at: state.finished_at.or(state.started_at).unwrap_or(created_at),
+        }
+    }
+
+    /// As text.
+    pub fn to_json(&self) -> String {
+        // Serializing strings, numbers and validated raw JSON into memory cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}

@@ -1,0 +1,155 @@
+//! The SQL of nodes and lanes.
+
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use super::{EXPIRY, Node, QUIET};
+use crate::db::{Db, StoreError};
+
+/// Says that the node lives; writes its row where it is missing.
+/// # Errors
+/// [`StoreError`].
+pub async fn heartbeat(db: &Db, node: &Node) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- nodes::store::heartbeat
+        INSERT INTO ringback.nodes AS n (id, name, lock_key, expires_at) VALUES ($1, $2, $3, now() + $4 * interval '1 s')
+        ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at",
+    )
+    .bind(node.id)
+    .bind(&node.name)
+    .bind(node.lock_key())
+    .bind(EXPIRY.as_secs_f64())
+    .execute(db.pool())
+    .await?;
+    Ok(())
+}
+
+/// A connection that holds the presence lock as long as it lives.
+#[derive(Debug)]
+pub struct Presence(PgConnection);
+
+impl Presence {
+    /// Opens it.
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open(db: &Db, node: &Node) -> Result<Self, StoreError> {
+        let mut connection = db.pool().acquire().await?.detach();
+        sqlx::query("-- nodes::store::presence\nSELECT pg_advisory_lock($1)")
+            .bind(node.lock_key())
+            .execute(&mut connection)
+            .await?;
+        Ok(Self(connection))
+    }
+
+    /// Does it still live?
+    /// # Errors
+    /// [`StoreError`]: it is gone, and the lock with it.
+    pub async fn check(&mut self) -> Result<(), StoreError> {
+        Ok(self.0.ping().await?)
+    }
+
+    /// Gives the lock back.
+    pub async fn close(self) {
+        if let Err(error) = self.0.close().await {
+            tracing::debug!(%error, "the presence connection was gone already");
+        }
+    }
+}
+
+/// Removes nodes that are dead, and frees their lanes. Returns their names.
+/// # Errors
+/// [`StoreError`].
+pub async fn reap(db: &Db, node: &Node) -> Result<Vec<String>, StoreError> {
+    let rows = sqlx::query(
+        "-- nodes::store::reap
+        WITH silent AS MATERIALIZED (
+          SELECT id, expires_at <= now() AS expired, lock_key FROM ringback.nodes
+          WHERE id <> $1 AND expires_at <= now() + ($2 - $3) * interval '1 s'
+        ), dead AS MATERIALIZED (
+          SELECT id FROM silent WHERE expired OR pg_try_advisory_xact_lock(lock_key)
+        ), freed AS (
+          UPDATE ringback.lanes SET owner = NULL WHERE owner IN (SELECT id FROM dead)
+        )
+        DELETE FROM ringback.nodes WHERE id IN (SELECT id FROM dead) RETURNING name",
+    )
+    .bind(node.id)
+    .bind(EXPIRY.as_secs_f64())
+    .bind(QUIET.as_secs_f64())
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Takes the lanes that nobody owns. Returns how many.
+/// # Errors
+/// [`StoreError`].
+pub async fn take_lanes(db: &Db, node: &Node) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "-- nodes::store::take_lanes
+        UPDATE ringback.lanes SET owner = $1, epoch = epoch + 1
+        WHERE lane IN (SELECT lane FROM ringback.lanes WHERE owner IS NULL OR owner NOT IN (SELECT id FROM ringback.nodes) ORDER BY lane FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(node.id)
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Gives the lanes back.
+/// # Errors
+/// [`StoreError`].
+pub async fn release_lanes(db: &Db, node: &Node) -> Result<(), StoreError> {
+    sqlx::query("-- nodes::store::release_lanes\nUPDATE ringback.lanes SET owner = NULL, epoch = epoch + 1 WHERE owner = $1").bind(node.id).execute(db.pool()).await?;
+    Ok(())
+}
+
+/// Signs the node off.
+/// # Errors
+/// [`StoreError`].
+pub async fn leave(db: &Db, node: &Node) -> Result<(), StoreError> {
+    sqlx::query("-- nodes::store::leave\nDELETE FROM ringback.nodes WHERE id = $1")
+        .bind(node.id)
+        .execute(db.pool())
+        .await?;
+    Ok(())
+}
+
+/// Tries that were on the wire when their node died, and whose deliveries still wait for that try.
+#[derive(Debug, Clone)]
+pub struct LostFlight {
+    /// Whose.
+    pub tenant: Uuid,
+    /// Which delivery.
+    pub delivery: Uuid,
+    /// Who was called.
+    pub target: Uuid,
+    /// The number of the try.
+    pub number: i32,
+    /// When the batch took off.
+    pub started_at: crate::clock::Timestamp,
+}
+
+/// Forgets the flights of dead nodes and tells what was on the wire.
+/// # Errors
+/// [`StoreError`].
+pub async fn lost_flights(db: &Db) -> Result<Vec<LostFlight>, StoreError> {
+    let rows = sqlx::query(
+        "-- nodes::store::lost_flights
+        WITH gone AS (
+          DELETE FROM ringback.delivery_flights f WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner) RETURNING f.*
+        )
+        SELECT u.tenant_id, u.delivery_id, u.number, g.started_at, q.target_id
+        FROM gone g CROSS JOIN LATERAL unnest(g.tenant_ids, g.delivery_ids, g.attempts) AS u(tenant_id, delivery_id, number)
+        JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1",
+    )
+    .fetch_all(db.pool())
+    .await?;
+    let read = |row: &sqlx::postgres::PgRow| LostFlight {
+        tenant: row.get("tenant_id"),
+        delivery: row.get("delivery_id"),
+        target: row.get("target_id"),
+        number: row.get("number"),
+        started_at: row.get("started_at"),
+    };
+    Ok(rows.iter().map(read).collect())
+}

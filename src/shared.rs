@@ -1,0 +1,154 @@
+//! What every edge and every loop is handed: a plain struct, built once by `app`.
+//!
+//! Knows neither HTTP nor loops. Holds handles that are cheap to clone; whatever has behaviour lives in its own room.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::db::Db;
+use crate::db::batch::Batcher;
+use crate::deliveries::Due;
+use crate::deliveries::store::Record;
+use crate::executors::ExecutorTable;
+use crate::idempotency::Running;
+use crate::ids::{JobId, TenantId};
+use crate::jobs::finish::Finish;
+use crate::jobs::store::{Accept, Accepted};
+use crate::jobs::waiters::Waiters;
+use crate::jobs::{Callback, CallbackOptions};
+use crate::nodes::Node;
+use crate::outbound::GuardedClient;
+use crate::secret::{SealContext, SealError, Sealer};
+use crate::supervisor::{Stop, Tasks};
+use crate::tenants::Caller;
+use crate::tenants::callback_secret::SecretCache;
+use crate::wakeups::Wakeups;
+
+/// The keys that are valid, by hash.
+pub type KeyRing = RwLock<HashMap<[u8; 32], Caller>>;
+
+/// Everything that is shared.
+#[derive(Debug)]
+pub struct Shared {
+    /// The settings.
+    pub config: Config,
+    /// The database.
+    pub db: Db,
+    /// Seals and opens secrets.
+    pub sealer: Sealer,
+    /// This process.
+    pub node: Node,
+    /// Where the API listens.
+    pub address: std::net::SocketAddr,
+    /// When to stop.
+    pub stop: Stop,
+    /// Requests under way.
+    pub requests: tokio_util::task::TaskTracker,
+    /// Runs database calls to their end.
+    pub tasks: Tasks,
+    /// The secrets that sign callbacks.
+    pub secrets: SecretCache,
+    /// The only way to a user's URL.
+    pub client: GuardedClient,
+    /// The built-in kinds.
+    pub executors: ExecutorTable,
+    /// Jobs on their way in.
+    pub accept: Batcher<Accept, Accepted>,
+    /// Ends of tries on their way in.
+    pub finish: Batcher<Finish, bool>,
+    /// Tries of deliveries on their way in.
+    pub record: Batcher<Record, bool>,
+    /// New deliveries, from the fan-out to the dispatcher of this process.
+    pub hand_off:
+        (tokio::sync::mpsc::Sender<Vec<Due>>, Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Vec<Due>>>>),
+    /// Long polls.
+    pub waiters: Waiters,
+    /// Idempotent requests under way.
+    pub running_keys: Running,
+    /// The bells.
+    pub wakeups: Wakeups,
+    /// The keys that are valid.
+    pub keys: KeyRing,
+    /// What runs in this process, and how to stop it.
+    pub running_jobs: RunningJobs,
+}
+
+/// The tries that run in this process.
+#[derive(Debug, Clone, Default)]
+pub struct RunningJobs(Arc<Mutex<HashMap<(TenantId, JobId), CancellationToken>>>);
+
+/// One of them; signs off when dropped.
+#[derive(Debug)]
+pub struct RunningJob {
+    jobs: RunningJobs,
+    key: (TenantId, JobId),
+    /// Cancelled when someone wants the job stopped.
+    pub cancelled: CancellationToken,
+}
+
+impl RunningJobs {
+    /// Signs a try on.
+    pub fn begin(&self, tenant: TenantId, job: JobId) -> RunningJob {
+        let cancelled = CancellationToken::new();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((tenant, job), cancelled.clone());
+        RunningJob { jobs: self.clone(), key: (tenant, job), cancelled }
+    }
+    /// Stops a try, if it runs here.
+    pub fn cancel(&self, tenant: TenantId, job: JobId) {
+        if let Some(token) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&(tenant, job)) {
+            token.cancel();
+        }
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        self.jobs.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+fn options_context(tenant: TenantId, job: JobId) -> SealContext {
+    SealContext { tenant: tenant.uuid(), owner: job.uuid(), column: "jobs.callback_options" }
+}
+
+impl Shared {
+    /// The options of a callback as they are stored; `None`: the defaults.
+    /// # Errors
+    /// [`SealError`].
+    pub fn seal_options(
+        &self,
+        tenant: TenantId,
+        job: JobId,
+        callback: Option<&Callback>,
+    ) -> Result<Option<Vec<u8>>, SealError> {
+        let Some(callback) = callback.filter(|callback| callback.options != CallbackOptions::default())
+        else {
+            return Ok(None);
+        };
+        let text = serde_json::to_vec(&callback.options).unwrap_or_default();
+        self.sealer.seal(&options_context(tenant, job), &text).map(Some)
+    }
+
+    /// The options of a callback from what is stored.
+    /// # Errors
+    /// [`SealError`].
+    pub fn open_options(
+        &self,
+        tenant: TenantId,
+        job: JobId,
+        sealed: Option<&[u8]>,
+    ) -> Result<CallbackOptions, SealError> {
+        let Some(sealed) = sealed else { return Ok(CallbackOptions::default()) };
+        let text = self.sealer.open(&options_context(tenant, job), sealed)?;
+        serde_json::from_slice(text.expose()).map_err(|_| SealError::CannotOpen)
+    }
+
+    /// The node's id.
+    pub fn node_id(&self) -> Uuid {
+        self.node.id
+    }
+}

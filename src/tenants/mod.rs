@@ -1,0 +1,91 @@
+//! Tenants: whose data it is, the API keys that speak for them, and their callback secret.
+//!
+//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::send_deliveries` (what to sign with). A key is
+//! 256 random bits and stored as SHA-256: a slow hash would only make every request dear. Knows no HTTP.
+//!
+//! Invariant: the tenant of a request comes from its key and from nowhere else.
+
+pub mod callback_secret;
+pub mod store;
+
+use sha2::{Digest, Sha256};
+
+use crate::clock::Timestamp;
+use crate::ids::{KeyId, TenantId};
+use crate::secret::{SealError, Secret, random_bytes};
+
+/// What a key may do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Read jobs.
+    JobsRead,
+    /// Submit, cancel, retry jobs.
+    JobsWrite,
+    /// Read deliveries.
+    DeliveriesRead,
+    /// Send deliveries again.
+    DeliveriesRetry,
+    /// Everything of the tenant.
+    Admin,
+}
+
+impl Scope {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("jobs:read", Self::JobsRead),
+        ("jobs:write", Self::JobsWrite),
+        ("deliveries:read", Self::DeliveriesRead),
+        ("deliveries:retry", Self::DeliveriesRetry),
+        ("admin", Self::Admin),
+    ];
+
+    /// The word of the API.
+    pub fn as_str(&self) -> &'static str {
+        Self::WORDS.iter().find(|(_, scope)| scope == self).map_or("admin", |(word, _)| word)
+    }
+
+    /// From the word of the API.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(name, _)| *name == word).map(|(_, scope)| scope.clone())
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// For whom it acts.
+    pub tenant: TenantId,
+    /// Which key was shown.
+    pub key: KeyId,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Is it the operator's first key?
+    pub is_operator: bool,
+    /// Until when.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Caller {
+    /// May it do this?
+    pub fn may(&self, scope: &Scope) -> bool {
+        self.is_operator || self.scopes.iter().any(|held| held == scope || *held == Scope::Admin)
+    }
+}
+
+/// What is stored of a key.
+pub fn key_hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// A new key: `rbk_` and 256 random bits in hexadecimal.
+/// # Errors
+/// [`SealError::NoRandomness`].
+pub fn new_api_key() -> Result<Secret<String>, SealError> {
+    use std::fmt::Write;
+    let mut key = String::from("rbk_");
+    for byte in random_bytes()? {
+        // Writing to a String cannot fail.
+        let _ = write!(key, "{byte:02x}");
+    }
+    Ok(Secret::new(key))
+}
