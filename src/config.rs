@@ -155,6 +155,18 @@ pub struct Config {
 }
 
 impl Settings {
+    /// With logs of warnings only, unless someone said otherwise: for verbs that show their own progress.
+    #[must_use]
+    pub fn quiet(self) -> Self {
+        Self { log: self.log.or_else(|| Some("warn".to_owned())), ..self }
+    }
+
+    /// On a free port of this machine, unless an address was said.
+    #[must_use]
+    pub fn on_a_free_port(self) -> Self {
+        Self { listen: self.listen.or_else(|| Some("127.0.0.1:0".to_owned())), ..self }
+    }
+
     /// Reads the file, fills the gaps with the defaults, and checks everything.
     /// # Errors
     /// [`ConfigError`] names the setting and says what to write.

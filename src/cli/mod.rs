@@ -3,30 +3,56 @@
 //! Called by `main`. A verb is one file. Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 something needed is
 //! not there (PostgreSQL's programs, the database), 70 a defect or a failed task, 78 a setting is wrong.
 
+pub mod client;
+pub mod demo;
+pub mod doctor;
 pub mod migrate;
 pub mod output;
 pub mod serve;
+pub mod verify;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, Settings};
 
+const EXAMPLES: &str = "\
+Examples:
+  ringback demo                     The whole loop in one command, with nothing started before
+  ringback serve                    The service on 127.0.0.1:8080, with a PostgreSQL of its own
+  ringback doctor                   What is wrong with this machine, this database, these settings
+  ringback verify --headers h.txt < body.json
+                                    Why a receiver refuses a signature
+
+Every setting has a flag, a variable and a key in ringback.toml, in that order of precedence.
+Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 no database or no PostgreSQL programs,
+70 a defect, 78 a setting is wrong.";
+
 /// Async jobs and webhook delivery: the call returns immediately; we ring you back.
 #[derive(Debug, Parser)]
-#[command(name = "ringback", version, about, propagate_version = true)]
+#[command(name = "ringback", version, about, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
+    /// No colours; a terminal gets some otherwise
+    #[arg(long, env = "NO_COLOR", global = true, value_parser = is_said, hide_env_values = true)]
+    no_color: bool,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Show the whole loop in one command: a job, its execution, its signed callback
+    Demo(demo::Demo),
     /// Run the service: API, dispatcher, executors and scheduler
     Serve(Settings),
     /// Bring the database's schema up to date, and end
     Migrate(Settings),
+    /// Check the machine, the settings and the database, and say how to fix what is wrong
+    Doctor(doctor::Doctor),
+    /// Check the signature of a message that a receiver got, and say why it does not match
+    Verify(verify::Verify),
 }
 
 /// How a verb failed: what to say, and with which code to end.
@@ -39,6 +65,21 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The answer is no.
+    pub fn no(text: impl std::fmt::Display) -> Self {
+        Self { text: text.to_string(), code: 1 }
+    }
+
+    /// The command was not written as it must be.
+    pub fn usage(text: impl std::fmt::Display) -> Self {
+        Self { text: text.to_string(), code: 2 }
+    }
+
+    /// Something needed is not there.
+    pub fn unavailable(text: impl std::fmt::Display) -> Self {
+        Self { text: text.to_string(), code: 69 }
+    }
+
     /// A setting is wrong.
     pub fn setting(text: impl std::fmt::Display) -> Self {
         Self { text: text.to_string(), code: 78 }
@@ -49,6 +90,12 @@ impl From<crate::app::StartError> for Failure {
     fn from(error: crate::app::StartError) -> Self {
         Self { code: error.exit_code(), text: error.to_string() }
     }
+}
+
+/// Whether a switch of the environment is on: anything but nothing, as <https://no-color.org> has it.
+#[expect(clippy::unnecessary_wraps, reason = "the shape that clap wants")]
+fn is_said(text: &str) -> Result<bool, Infallible> {
+    Ok(!matches!(text, "" | "false"))
 }
 
 /// Settings that hold, with logs started.
@@ -67,10 +114,14 @@ pub fn run(cli: Cli) -> ExitCode {
             return ExitCode::from(70);
         }
     };
+    let style = output::Style::of_stdout(output::NoColor(cli.no_color));
     let result = runtime.block_on(async {
         match cli.verb {
+            Verb::Demo(demo) => demo::run(demo, style).await,
             Verb::Serve(settings) => serve::run(resolve(settings)?).await,
             Verb::Migrate(settings) => migrate::run(resolve(settings)?).await,
+            Verb::Doctor(doctor) => doctor::run(doctor, style).await,
+            Verb::Verify(verify) => verify::run(&verify),
         }
     });
     match result {
@@ -79,5 +130,15 @@ pub fn run(cli: Cli) -> ExitCode {
             output::complain(&failure.text);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Connection, PgConnection, Row};
 
-use super::Db;
+use super::{Db, StoreError};
 
 /// "ringback" in ASCII.
 const LOCK_KEY: i64 = 0x7269_6e67_6261_636b;
@@ -62,7 +62,7 @@ async fn migrate_on(connection: &mut PgConnection) -> Result<usize, MigrationErr
     sqlx::query("SET statement_timeout = 0").execute(&mut *connection).await?;
     take_lock(connection).await?;
     let before = applied(connection).await?;
-    let mut migrator: Migrator = sqlx::migrate!("./migrations");
+    let mut migrator = known();
     migrator.set_locking(false);
     migrator.dangerous_set_table_name("ringback.schema_migrations");
     migrator.create_schema("ringback");
@@ -79,6 +79,59 @@ async fn migrate_on(connection: &mut PgConnection) -> Result<usize, MigrationErr
             Err(MigrateError::VersionMismatch(version)) => return Err(MigrationError::Changed(version)),
             Err(error) => return Err(MigrationError::Failed(error)),
         }
+    }
+}
+
+/// The migrations that this build holds.
+fn known() -> Migrator {
+    sqlx::migrate!("./migrations")
+}
+
+/// How the schema of a database stands to this build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// There is none.
+    NotMade,
+    /// It is this build's.
+    UpToDate,
+    /// So many migrations of this build are missing.
+    Behind(usize),
+    /// A newer build brought it to this version.
+    TooNew(i64),
+    /// This migration ran with another text, or broke off.
+    Changed(i64),
+}
+
+/// Looks at the schema, and changes nothing.
+/// # Errors
+/// The database cannot be asked.
+pub async fn state(db: &Db) -> Result<SchemaState, StoreError> {
+    let there: bool =
+        sqlx::query_scalar("-- db::migrate::state\nSELECT to_regclass('ringback.schema_migrations') IS NOT NULL")
+            .fetch_one(db.pool())
+            .await?;
+    if !there {
+        return Ok(SchemaState::NotMade);
+    }
+    let applied: Vec<(i64, Vec<u8>, bool)> = sqlx::query_as(
+        "-- db::migrate::state\nSELECT version, checksum, success FROM ringback.schema_migrations ORDER BY version",
+    )
+    .fetch_all(db.pool())
+    .await?;
+    Ok(compare(&known(), &applied))
+}
+
+fn compare(known: &Migrator, applied: &[(i64, Vec<u8>, bool)]) -> SchemaState {
+    for (version, checksum, success) in applied {
+        match known.iter().find(|migration| migration.version == *version) {
+            None => return SchemaState::TooNew(*version),
+            Some(migration) if *success && *migration.checksum == **checksum => {}
+            Some(_) => return SchemaState::Changed(*version),
+        }
+    }
+    match known.iter().count().saturating_sub(applied.len()) {
+        0 => SchemaState::UpToDate,
+        missing => SchemaState::Behind(missing),
     }
 }
 
@@ -128,4 +181,25 @@ fn is_lock_timeout(error: &MigrateError) -> bool {
         _ => return false,
     };
     source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_is_compared_with_what_this_build_holds() {
+        let known = known();
+        let all: Vec<_> = known.iter().map(|held| (held.version, held.checksum.to_vec(), true)).collect();
+        let with = |change: fn(&mut Vec<(i64, Vec<u8>, bool)>)| {
+            let mut applied = all.clone();
+            change(&mut applied);
+            compare(&known, &applied)
+        };
+        assert_eq!(with(|_| ()), SchemaState::UpToDate);
+        assert_eq!(with(|applied| drop(applied.pop())), SchemaState::Behind(1));
+        assert_eq!(with(|applied| applied.push((999_999, vec![], true))), SchemaState::TooNew(999_999));
+        assert_eq!(with(|applied| applied[0].1.clear()), SchemaState::Changed(1));
+        assert_eq!(with(|applied| applied[0].2 = false), SchemaState::Changed(1));
+    }
 }

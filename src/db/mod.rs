@@ -7,6 +7,7 @@
 //! Invariant: no transaction is open during a call to the outside.
 
 pub mod batch;
+pub mod doctor;
 pub mod embedded;
 pub mod migrate;
 pub mod partitions;

@@ -12,6 +12,7 @@
 mod create;
 mod error;
 mod find;
+mod look;
 mod pidfile;
 mod place;
 mod server;
@@ -27,6 +28,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tokio::sync::Mutex;
 
 pub use error::EmbeddedError;
+pub use look::{Look, look};
 use place::Place;
 use server::{Server, Settings};
 

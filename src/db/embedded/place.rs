@@ -182,7 +182,7 @@ async fn lock(path: &Path, operation: FlockOperation) -> Result<File, EmbeddedEr
     )))
 }
 
-fn pointer(data_dir: &Path) -> Result<Option<PathBuf>, EmbeddedError> {
+pub(super) fn pointer(data_dir: &Path) -> Result<Option<PathBuf>, EmbeddedError> {
     let file = data_dir.join(CLUSTER_PATH);
     let text = match fs::read_to_string(&file) {
         Ok(text) => text,
