@@ -217,6 +217,7 @@ impl App {
         let grace = self.shared.config.shutdown_grace;
         let ending = self.supervisor.run_until(signal, grace).await;
         self.shared.db.close().await;
+        tracing::debug!("the pool is closed");
         close_embedded(self.embedded).await;
         ending
     }

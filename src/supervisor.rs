@@ -160,15 +160,18 @@ impl Supervisor {
                 self.work.shutdown().await;
             }
         }
+        tracing::debug!("all work is drained");
         self.tasks.tracker.close();
         if tokio::time::timeout(HAND_BACK, self.tasks.tracker.wait()).await.is_err() {
             tracing::error!("some requests were not finished");
         }
+        tracing::debug!("all requests are answered");
         self.base_stop.drain.cancel();
         if !joined(&mut self.base, HAND_BACK).await {
             self.base_stop.hurry.cancel();
             self.base.shutdown().await;
         }
+        tracing::debug!("all results are written");
         ending
     }
 }
