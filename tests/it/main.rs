@@ -5,3 +5,7 @@
 mod harness;
 
 mod accept;
+mod errors;
+mod execute;
+mod idempotency;
+mod lists;
