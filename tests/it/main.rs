@@ -5,6 +5,7 @@
 mod harness;
 
 mod accept;
+mod callback;
 mod errors;
 mod execute;
 mod idempotency;
