@@ -6,6 +6,7 @@ mod harness;
 
 mod accept;
 mod callback;
+mod crash;
 mod errors;
 mod execute;
 mod idempotency;
