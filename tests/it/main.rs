@@ -5,6 +5,7 @@
 mod harness;
 
 mod accept;
+mod architecture;
 mod callback;
 mod crash;
 mod errors;
