@@ -93,7 +93,7 @@ mod tests {
         assert!(matches!(decide(&POLICY, 1, &Answer::NoAnswer, 0.5), Verdict::TryAgain(_)));
         assert_eq!(
             decide(&POLICY, 1, &status(429, Some(600)), 0.5),
-            Verdict::TryAgain(Duration::from_secs(600))
+            Verdict::TryAgain(Duration::from_mins(10))
         );
         // Other statuses do not speak for the receiver's load.
         assert!(

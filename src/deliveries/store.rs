@@ -140,6 +140,7 @@ pub async fn take_off(
         waiting AS MATERIALIZED (
           SELECT q.tenant_id, q.delivery_id, q.target_id, q.event_id, q.job_id, q.attempt, q.tries
           FROM input i JOIN ringback.delivery_queue q ON q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id
+          JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
         ), landed AS (
           DELETE FROM ringback.delivery_flights WHERE owner = $1 AND id = ANY($5)
         ), flight AS (

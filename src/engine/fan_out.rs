@@ -23,7 +23,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     loop {
         let more = match fan_out(&shared).await {
             Ok((numbered, created)) => {
-                if !created.is_empty() && shared.hand_off.0.try_send(created).is_err() {
+                if !created.is_empty() && !shared.hand_off.give(created) {
                     // The dispatcher is busy; it finds them in the database.
                     shared.wakeups.deliveries.notify_one();
                 }

@@ -5,7 +5,7 @@
 //! | `heartbeat` | all | – | 1 s |
 //! | `reap_nodes` | all | – | 1 s |
 //! | `run_jobs` | executor | accept, promote, expire | 1 s |
-//! | `expire_leases` | scheduler | – | 1 s |
+//! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
 //! | `fan_out` | dispatcher | finish | 1 s |
 //! | `send_deliveries` | dispatcher | fan-out, outcomes | the next due time, 1 s |

@@ -71,8 +71,7 @@ struct Dispatcher {
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let (news, mut heard) = mpsc::unbounded_channel();
-    let hand_off = shared.hand_off.1.clone();
-    let mut hand_off = hand_off.lock().await;
+    let mut hand_off = shared.hand_off.take().await;
     let mut dispatcher = Dispatcher {
         schedule: Schedule::new(IN_FLIGHT_MAX, HELD_MAX),
         news,
@@ -130,17 +129,12 @@ impl Dispatcher {
             }
             free -= batch.len();
             self.in_flight += batch.len();
-            let flight = fresh_uuid();
-            self.flights.insert(flight, batch.len());
+            let id = fresh_uuid();
+            self.flights.insert(id, batch.len());
             let landed = std::mem::take(&mut self.landed_flights);
-            self.tasks.spawn(fly(
-                self.shared.clone(),
-                self.stop.clone(),
-                self.news.clone(),
-                batch,
-                flight,
-                landed,
-            ));
+            let flight =
+                Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() };
+            self.tasks.spawn(flight.fly(batch, landed));
         }
     }
 
@@ -256,36 +250,41 @@ async fn look(shared: &Shared, lanes: bool, cursor: Option<DueCursor>) -> Result
     Ok(Sweep { page, next_due })
 }
 
-/// Loads a batch and sends each of it.
-async fn fly(
+/// A batch on its way.
+struct Flight {
+    id: Uuid,
     shared: Arc<Shared>,
     stop: Stop,
     news: mpsc::UnboundedSender<News>,
-    batch: Vec<Due>,
-    flight: Uuid,
-    landed: Vec<Uuid>,
-) {
-    let loaded = match store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            tracing::warn!(%error, "cannot load deliveries; they are tried again");
-            let _ = news.send(News::Grounded { batch, flight });
-            return;
+}
+
+impl Flight {
+    /// Loads the batch and sends each of it. `landed`: former flights that need not be remembered any more.
+    async fn fly(self, batch: Vec<Due>, landed: Vec<Uuid>) {
+        let Self { id: flight, shared, stop, news } = self;
+        let loaded = match store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::warn!(%error, "cannot load deliveries; they are tried again");
+                // The dispatcher is gone only when the process is ending.
+                let _ = news.send(News::Grounded { batch, flight });
+                return;
+            }
+        };
+        // What is not there any more was ended elsewhere, or its lane is another node's.
+        let there: HashSet<DeliveryId> = loaded.iter().map(|loaded| loaded.due.id).collect();
+        for due in batch.iter().filter(|due| !there.contains(&due.id)) {
+            let _ = news.send(News::Landed { due: *due, flight, again_in: None });
         }
-    };
-    // What is not there any more was ended elsewhere, or its lane is another node's.
-    let there: HashSet<DeliveryId> = loaded.iter().map(|loaded| loaded.due.id).collect();
-    for due in batch.iter().filter(|due| !there.contains(&due.id)) {
-        let _ = news.send(News::Landed { due: *due, flight, again_in: None });
+        let mut flying = JoinSet::new();
+        for one in loaded {
+            let (shared, stop, news) = (shared.clone(), stop.clone(), news.clone());
+            flying.spawn(async move {
+                let due = one.due;
+                let again_in = transmit::transmit(&shared, &stop, one).await;
+                let _ = news.send(News::Landed { due, flight, again_in });
+            });
+        }
+        while flying.join_next().await.is_some() {}
     }
-    let mut flying = JoinSet::new();
-    for one in loaded {
-        let (shared, stop, news) = (shared.clone(), stop.clone(), news.clone());
-        flying.spawn(async move {
-            let due = one.due;
-            let again_in = transmit::transmit(&shared, &stop, one).await;
-            let _ = news.send(News::Landed { due, flight, again_in });
-        });
-    }
-    while flying.join_next().await.is_some() {}
 }

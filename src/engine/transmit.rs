@@ -44,10 +44,10 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Option<Du
     match shared.record.submit_patiently(record).await {
         Ok(true) => {}
         Ok(false) => {
-            tracing::warn!(delivery.id = %delivery, attempt = number, "delivery {delivery} belongs to another node now; this try is not recorded")
+            tracing::warn!(delivery.id = %delivery, attempt = number, "delivery {delivery} belongs to another node now; this try is not recorded");
         }
         Err(error) => {
-            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded")
+            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
         }
     }
     again_in

@@ -174,7 +174,7 @@ fn parse_batch(
             Ok(job) => jobs.push(job),
             Err(Refused::InputTooLarge) => return Err(too_large()),
             Err(Refused::Faults(found)) => {
-                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail))
+                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail));
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::target::{HeaderUse, OutboundPolicy, parse_custom_headers, parse_targe
 const NAME_MAX: usize = 100;
 const KEY_MAX: usize = 255;
 const URL_MAX: usize = 2048;
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+const TIMEOUT_DEFAULT: Duration = Duration::from_mins(5);
 const TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 const DELIVERY_TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=60.0;
 /// The farthest that a job may be put off: ten years.
