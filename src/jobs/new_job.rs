@@ -75,8 +75,13 @@ fn parse_fields(
 ) -> Result<Option<Job>, TooLarge> {
     let kind = parse_kind(&mut fields, faults);
     let input = parse_input(&mut fields)?;
-    if let (Some("http"), Some(raw)) = (kind.as_deref(), &input) {
-        super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults);
+    if kind.as_deref() == Some("http") {
+        match input {
+            Some(raw) => super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults),
+            None => {
+                fields.fault("input", "is missing; say what to call, as in {\"url\": \"https://…\"}", faults)
+            }
+        }
     }
     let callback = parse_callback(&mut fields, context.outbound, faults);
     let queue = parse_name(&mut fields, "queue", faults);
