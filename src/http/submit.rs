@@ -8,7 +8,7 @@ use actix_web::http::header::{LOCATION, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::value::RawValue;
 
-use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES};
+use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES, Query};
 use super::idempotency::{self, HeldKey, Standing};
 use super::jobs::wait_for_end;
 use super::problem::ApiError;
@@ -28,6 +28,7 @@ pub async fn submit(
     shared: web::Data<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    Query::of(&request).finish()?;
     let bytes = extract::json_body(&request, payload, BODY_MAX_BYTES, 1).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
@@ -84,6 +85,7 @@ pub async fn submit_batch(
     shared: web::Data<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    Query::of(&request).finish()?;
     let bytes = extract::json_body(&request, payload, BATCH_BODY_MAX_BYTES, 3).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
