@@ -5,6 +5,8 @@
 use http::HeaderMap;
 use serde_json::Value;
 
+use super::spec;
+
 /// Checks an answer to `method` `path` (with its query) against what holds for every answer.
 pub(crate) fn observed(method: &str, path: &str, status: u16, headers: &HeaderMap, body: &[u8]) {
     let what = format!("{method} {path} → {status} {}", String::from_utf8_lossy(body));
@@ -15,6 +17,11 @@ pub(crate) fn observed(method: &str, path: &str, status: u16, headers: &HeaderMa
     if status >= 400 && !is_probe(path) && method != "HEAD" {
         assert_eq!(text("content-type"), "application/problem+json", "{what}");
         check_problem(&serde_json::from_slice(body).expect("a problem is JSON"), status, id, &what);
+    }
+    // What no operation answers (an address or a method that does not exist) is in no specification.
+    let nowhere = status == 405 || what.contains("there is no such address");
+    if !nowhere && let Err(fault) = spec::check(method, path, status, Some(text("content-type")), body) {
+        panic!("{fault}");
     }
 }
 
