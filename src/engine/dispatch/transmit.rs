@@ -57,11 +57,17 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landing {
 }
 
 /// How the receiver did, for the schedule.
-fn landing_answer(answer: &Answer, exchange: &Result<Exchange, SendError>) -> LandingAnswer {
+fn landing_answer(
+    answer: &Answer,
+    exchange: &Result<Exchange, SendError>,
+    wait_max: Duration,
+) -> LandingAnswer {
     let timed_out = |error: &SendError| error.class == ErrorClass::Timeout;
     match answer {
         Answer::Status { code: 200..=299, .. } => LandingAnswer::Well,
-        Answer::Status { code: 429 | 503, retry_after } => LandingAnswer::Overloaded(*retry_after),
+        Answer::Status { code: 429 | 503, retry_after } => {
+            LandingAnswer::Overloaded(retry_after.map(|wait| wait.min(wait_max)))
+        }
         Answer::Interrupted => LandingAnswer::NotCalled,
         Answer::NoAnswer if matches!(exchange, Ok(Exchange { result: Err(error), .. }) if timed_out(error)) => {
             LandingAnswer::Overloaded(None)
@@ -86,7 +92,7 @@ async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> (Record, Land
     };
     let tries = u32::try_from(loaded.tries + 1).unwrap_or(u32::MAX);
     let verdict = retry::decide(&policy, tries, &answer, rand::random());
-    let did = landing_answer(&answer, &exchange);
+    let did = landing_answer(&answer, &exchange, policy.max);
     (record_of(loaded, started_at, verdict, &answer, exchange), did)
 }
 
