@@ -277,7 +277,7 @@ async fn a_job_that_ended_cannot_be_cancelled() {
 async fn a_name_that_leads_to_a_forbidden_address_is_not_called() {
     // The network of 127.0.0.1 is not open; that some other is lifts the rule on names.
     let ring = Ringback::with(|config| {
-        config.outbound.allow_networks = vec!["192.0.2.0/24".parse().expect("a network")]
+        config.outbound.allow_networks = vec!["192.0.2.0/24".parse().expect("a network")];
     })
     .await;
     let receiver = Receiver::ok();
