@@ -12,3 +12,4 @@ mod errors;
 mod execute;
 mod idempotency;
 mod lists;
+mod spec;
