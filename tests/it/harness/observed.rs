@@ -5,6 +5,8 @@
 use http::HeaderMap;
 use serde_json::Value;
 
+use super::spec;
+
 /// Checks an answer to `method` `path` (with its query) against what holds for every answer.
 pub(crate) fn observed(method: &str, path: &str, status: u16, headers: &HeaderMap, body: &[u8]) {
     let what = format!("{method} {path} → {status} {}", String::from_utf8_lossy(body));
@@ -15,6 +17,10 @@ pub(crate) fn observed(method: &str, path: &str, status: u16, headers: &HeaderMa
     if status >= 400 && !is_probe(path) && method != "HEAD" {
         assert_eq!(text("content-type"), "application/problem+json", "{what}");
         check_problem(&serde_json::from_slice(body).expect("a problem is JSON"), status, id, &what);
+    }
+    let content_type = headers.get("content-type").and_then(|value| value.to_str().ok());
+    if let Err(fault) = spec::check(method, path, status, content_type, body) {
+        panic!("{fault}");
     }
 }
 
