@@ -75,13 +75,12 @@ fn parse_fields(
 ) -> Result<Option<Job>, TooLarge> {
     let kind = parse_kind(&mut fields, faults);
     let input = parse_input(&mut fields)?;
-    if kind.as_deref() == Some("http") {
-        match input {
-            Some(raw) => super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults),
-            None => {
-                fields.fault("input", "is missing; say what to call, as in {\"url\": \"https://…\"}", faults)
-            }
+    match (kind.as_deref(), input) {
+        (Some("http"), Some(raw)) => {
+            super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults);
         }
+        (Some("http"), None) => fields.fault("input", "is missing; say at least which url to call", faults),
+        _ => {}
     }
     let callback = parse_callback(&mut fields, context.outbound, faults);
     let queue = parse_name(&mut fields, "queue", faults);

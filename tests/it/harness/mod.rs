@@ -2,8 +2,7 @@
 //!
 //! `database` gives each test a database of its own, `service` a service on it in this process, `process` the real
 //! program as a child. Both are spoken to by `client`; every answer passes `observed`. `receiver` is what callbacks and
-//! `http` jobs call. `wait` waits for conditions, never for time.
-//! `spec` holds answers against `openapi.yaml`.
+//! `http` jobs call, `spec` holds answers against `openapi.yaml`. `wait` waits for conditions, never for time.
 //! Asserts nothing about a single endpoint, only what holds for all of them.
 //!
 //! Invariant: what a test makes through the harness is gone when the test process has ended.

@@ -18,8 +18,9 @@ pub(crate) fn observed(method: &str, path: &str, status: u16, headers: &HeaderMa
         assert_eq!(text("content-type"), "application/problem+json", "{what}");
         check_problem(&serde_json::from_slice(body).expect("a problem is JSON"), status, id, &what);
     }
-    let content_type = headers.get("content-type").and_then(|value| value.to_str().ok());
-    if let Err(fault) = spec::check(method, path, status, content_type, body) {
+    // What no operation answers (an address or a method that does not exist) is in no specification.
+    let nowhere = status == 405 || what.contains("there is no such address");
+    if !nowhere && let Err(fault) = spec::check(method, path, status, Some(text("content-type")), body) {
         panic!("{fault}");
     }
 }
