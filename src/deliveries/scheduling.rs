@@ -22,6 +22,8 @@ struct Target {
     in_flight: usize,
     /// Stands in its tenant's ring.
     listed: bool,
+    /// More of its deliveries were offered than it may hold.
+    turned_away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +41,10 @@ pub struct Schedule {
     ring: VecDeque<TenantId>,
     /// Waiting or in flight: what must not be taken from the database a second time.
     known: HashSet<DeliveryId>,
+    /// More was offered than may be held in all.
+    was_full: bool,
+    /// A receiver that turned deliveries away has room again.
+    hungry: bool,
 }
 
 /// What became of an offer.
@@ -62,6 +68,8 @@ impl Schedule {
             tenants: HashMap::new(),
             ring: VecDeque::new(),
             known: HashSet::new(),
+            was_full: false,
+            hungry: false,
         }
     }
 
@@ -75,13 +83,33 @@ impl Schedule {
         self.known.len() < self.held_max / 2
     }
 
+    /// More waits in the database than was offered.
+    pub fn note_more(&mut self) {
+        self.was_full = true;
+    }
+
+    /// Is it time to ask the database again for what was turned away? Yes once for each time that there is room again:
+    /// a receiver that stays full must not make its owner ask all the time.
+    pub fn wants_more(&mut self) -> bool {
+        let room = self.was_full && self.has_room();
+        if room {
+            self.was_full = false;
+        }
+        std::mem::take(&mut self.hungry) || room
+    }
+
     /// Adds a delivery that is due.
     pub fn offer(&mut self, due: Due) -> Offer {
         if self.known.contains(&due.id) {
             return Offer::Known;
         }
+        if self.known.len() >= self.held_max {
+            self.was_full = true;
+            return Offer::Full;
+        }
         let target = self.targets.entry((due.tenant, due.target)).or_default();
-        if self.known.len() >= self.held_max || target.waiting.len() >= PER_TARGET_MAX {
+        if target.waiting.len() >= PER_TARGET_MAX {
+            target.turned_away = true;
             return Offer::Full;
         }
         target.waiting.push_back(due);
@@ -118,6 +146,10 @@ impl Schedule {
         target.listed = false;
         let due = target.waiting.pop_front()?;
         target.in_flight += 1;
+        if target.turned_away && target.waiting.len() < PER_TARGET_MAX / 2 {
+            target.turned_away = false;
+            self.hungry = true;
+        }
         self.list(tenant_id, target_id);
         Some(due)
     }
@@ -187,6 +219,25 @@ mod tests {
         assert_eq!(schedule.offer(one), Offer::Known);
         schedule.finished(&taken);
         assert_eq!(schedule.offer(one), Offer::Taken);
+    }
+
+    #[test]
+    fn more_is_asked_for_once_there_is_room_again() {
+        let mut schedule = Schedule::new(1, 10_000);
+        for _ in 0..PER_TARGET_MAX {
+            assert_eq!(schedule.offer(due(1, 1)), Offer::Taken);
+        }
+        assert_eq!(schedule.offer(due(1, 1)), Offer::Full);
+        assert_eq!(schedule.offer(due(1, 2)), Offer::Taken, "another receiver has room");
+        assert!(!schedule.wants_more(), "the receiver that is full hangs");
+        let mut sent = 0;
+        while !schedule.wants_more() {
+            let one = schedule.take().expect("something waits");
+            schedule.finished(&one);
+            sent += 1;
+        }
+        assert!((PER_TARGET_MAX / 2..PER_TARGET_MAX).contains(&sent), "{sent}");
+        assert!(!schedule.wants_more(), "once");
     }
 
     proptest! {

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{jittered, transmit};
 use crate::db::StoreError;
 use crate::deliveries::Due;
-use crate::deliveries::scheduling::{Offer, Schedule};
+use crate::deliveries::scheduling::Schedule;
 use crate::deliveries::store::{self, DueCursor};
 use crate::ids::{DeliveryId, fresh_uuid};
 use crate::nodes;
@@ -63,7 +63,6 @@ struct Dispatcher {
     sweeping: bool,
     sweep_at: Instant,
     cursor: Option<DueCursor>,
-    overflow: bool,
     landed_meanwhile: HashSet<DeliveryId>,
     lanes_at: Instant,
 }
@@ -82,7 +81,6 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
         sweeping: false,
         sweep_at: Instant::now(),
         cursor: None,
-        overflow: false,
         landed_meanwhile: HashSet::new(),
         lanes_at: Instant::now(),
         shared: shared.clone(),
@@ -112,9 +110,8 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
 impl Dispatcher {
     fn offer_all(&mut self, created: Vec<Due>) {
         for due in created {
-            if self.schedule.offer(due) == Offer::Full {
-                self.overflow = true;
-            }
+            // What has no room is in the database; `wants_more` says when to look for it.
+            self.schedule.offer(due);
         }
     }
 
@@ -154,8 +151,7 @@ impl Dispatcher {
             }
             News::Swept(result) => self.swept(result),
         }
-        if self.overflow && self.schedule.has_room() && !self.sweeping {
-            self.overflow = false;
+        if !self.sweeping && self.schedule.wants_more() {
             self.sweep_at = Instant::now();
         }
     }
@@ -207,12 +203,12 @@ impl Dispatcher {
             }
         };
         let whole_page = sweep.page.len() as i64 == SWEEP_PAGE;
-        let mut full = false;
         for (due, cursor) in sweep.page {
             if self.landed_meanwhile.contains(&due.id) {
                 continue;
             }
-            full = full || self.schedule.offer(due) == Offer::Full;
+            // One receiver without room does not keep those behind it from being offered.
+            self.schedule.offer(due);
             self.cursor = Some(cursor);
         }
         self.landed_meanwhile.clear();
@@ -220,7 +216,9 @@ impl Dispatcher {
             self.sweep_at = Instant::now();
             return;
         }
-        self.overflow = self.overflow || full || whole_page;
+        if whole_page {
+            self.schedule.note_more();
+        }
         self.cursor = None;
         let poll = jittered(POLL);
         self.sweep_at = Instant::now() + sweep.next_due.map_or(poll, |next| next.clamp(SWEEP_GAP, poll));
