@@ -98,13 +98,15 @@ fn parse_fields(
     }
     fields.finish(faults);
     let retry = retry_policy(backoff, max_attempts);
+    let id = JobId::fresh();
     Ok(kind.map(|kind| Job {
         tenant: context.tenant,
-        id: JobId::fresh(),
+        id,
         kind,
         queue: queue.unwrap_or_else(|| "default".to_owned()),
         priority: priority.unwrap_or(0) as i16,
-        run_at: run_at.unwrap_or(context.now),
+        // To the millisecond the time of its acceptance, so that neither seems to be before the other.
+        run_at: run_at.unwrap_or(id.created_at()),
         timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
         backoff_json: backoff.and_then(|_| serde_json::to_string(&RetrySpec::from(retry)).ok()),
         retry,

@@ -177,7 +177,7 @@ fn files(folder: &Path, below: &str) -> Vec<(String, PathBuf)> {
         let path = format!("{below}{}", entry.file_name().to_string_lossy());
         if entry.path().is_dir() {
             found.extend(files(&entry.path(), &format!("{path}/")));
-        } else if path.ends_with(".rs") {
+        } else if entry.path().extension().is_some_and(|extension| extension == "rs") {
             found.push((path, entry.path()));
         }
     }

@@ -176,6 +176,25 @@ async fn a_job_that_a_stop_gives_back_has_not_used_up_a_try() {
 }
 
 #[tokio::test]
+async fn a_stop_during_the_last_try_of_a_delivery_does_not_lose_it() {
+    let database = database().await;
+    let (target, callback) = (Receiver::ok(), Receiver::answering([Reply::Hang, Reply::from(200)]));
+    let mut ring = ServeProcess::on(&database.url()).with("RINGBACK_SHUTDOWN_GRACE", "200ms");
+    ring.start().await;
+    let mut job = job(&target, &callback);
+    job["callback"]["retry"] = json!({ "max_attempts": 1 });
+    let id = ring.submit(job).await;
+    callback.nth(1).await;
+
+    ring.terminate();
+    assert_eq!(ring.wait().code, Some(0));
+    ring.start().await;
+
+    let delivery = ring.wait_for_delivery(&id, "succeeded").await;
+    assert_eq!(delivery["attempts"][0]["error"]["code"], "crashed", "{delivery}");
+}
+
+#[tokio::test]
 async fn the_embedded_database_is_made_kept_and_taken_over() {
     let (target, callback) = (Receiver::ok(), Receiver::ok());
     let mut ring = ServeProcess::bare();

@@ -195,3 +195,26 @@ async fn head_is_a_get_without_a_body() {
         assert_eq!((head.body.len(), head.header("content-type")), (0, "application/json"), "{path}");
     }
 }
+
+#[tokio::test]
+async fn a_text_that_no_object_can_have_finds_nothing_or_is_refused() {
+    let ring = Ringback::start().await;
+    ring.submit(json!({ "kind": "resize" })).await;
+    for query in ["kind=%00", "queue=a%00b", "metadata[a]=%00", "metadata[%00]=a", "kind=%FF", "metadata[]=x"]
+    {
+        let answer = ring.get(&format!("/v1/jobs?{query}")).await;
+        assert!(matches!(answer.status, 200 | 422), "{query}: {}", answer.text());
+        assert!(answer.status == 422 || list(&answer.json()).is_empty(), "{query}: {}", answer.text());
+    }
+    for query in [
+        "event_type=%00",
+        "since=0001-01-01T00:00:00Z",
+        "until=9999-12-31T23:59:59Z",
+        "until=1969-01-01T00:00:00Z",
+    ] {
+        let answer = ring.get(&format!("/v1/deliveries?{query}")).await;
+        assert!(matches!(answer.status, 200 | 422), "{query}: {}", answer.text());
+    }
+    let answer = ring.get("/v1/jobs?metadata=a").await.expect(422);
+    assert!(!answer.text().contains("twice"), "{}", answer.text());
+}

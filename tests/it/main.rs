@@ -10,6 +10,7 @@ mod callback;
 mod crash;
 mod errors;
 mod execute;
+mod fairness;
 mod idempotency;
 mod lists;
 mod spec;

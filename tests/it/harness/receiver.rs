@@ -5,6 +5,7 @@
 //!
 //! Invariant: when it is dropped, all its connections are closed and its port is free.
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -233,10 +234,10 @@ fn answer(mut connection: &TcpStream, inner: &Inner, reply: &Reply) -> std::io::
         Reply::Answer(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} Status\r\n");
             for (name, value) in headers {
-                head.push_str(&format!("{name}: {value}\r\n"));
+                let _ = write!(head, "{name}: {value}\r\n");
             }
             if *status != 204 && *status != 304 {
-                head.push_str(&format!("content-length: {}\r\n", body.len()));
+                let _ = write!(head, "content-length: {}\r\n", body.len());
             }
             connection.write_all(&[head.as_bytes(), b"\r\n", body].concat())?;
             return Ok(true);
