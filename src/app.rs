@@ -187,7 +187,7 @@ impl App {
         let shared = Arc::new(Shared {
             address,
             sealer,
-            node: Node::fresh(),
+            node: Node::fresh(config.roles.dispatcher),
             tasks: supervisor.tasks(),
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),

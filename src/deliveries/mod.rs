@@ -18,9 +18,6 @@ use uuid::Uuid;
 
 use crate::ids::{DeliveryId, EventId, JobId, TenantId};
 
-/// Into so many lanes the receivers are divided; each lane has one owner among the processes.
-pub const LANES: i16 = 64;
-
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,6 +62,7 @@ impl NewDelivery {
     pub fn due(&self) -> Due {
         Due {
             tenant: self.tenant,
+            lane: lane_of(self.tenant, self.target),
             id: self.id,
             target: self.target,
             order: self.order,
@@ -80,7 +78,7 @@ pub fn lane_of(tenant: TenantId, target: Uuid) -> i16 {
     hasher.update(tenant.uuid().as_bytes());
     hasher.update(target.as_bytes());
     let digest = hasher.finalize();
-    i16::from(digest[0]) % LANES
+    i16::from(digest[0]) % crate::nodes::LANES
 }
 
 /// A delivery that waits to be sent, as it is held in memory.
@@ -92,6 +90,8 @@ pub struct Due {
     pub id: DeliveryId,
     /// Who is called.
     pub target: Uuid,
+    /// In which lane the target is.
+    pub lane: i16,
     /// Deliveries of one target that share it go one after another…
     pub order: Option<i64>,
     /// … by their place in the log.

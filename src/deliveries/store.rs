@@ -62,9 +62,9 @@ pub async fn due(
     let (at, id) = after.map_or((Timestamp::UNIX_EPOCH, Uuid::nil()), |(at, id)| (at, id.uuid()));
     let rows = sqlx::query(
         "-- deliveries::store::due
-        SELECT d.tenant_id, d.delivery_id, d.target_id, d.order_key, d.position, d.is_replay, d.due_at
+        SELECT d.tenant_id, d.delivery_id, d.target_id, d.lane, d.order_key, d.position, d.is_replay, d.due_at
         FROM (SELECT lane FROM ringback.lanes WHERE owner = $1) l CROSS JOIN LATERAL (
-          SELECT tenant_id, delivery_id, target_id, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
           WHERE q.lane = l.lane AND q.due_at <= now() AND (q.due_at, q.delivery_id) > ($2, $3)
           ORDER BY q.due_at, q.delivery_id LIMIT $4
         ) d
@@ -88,6 +88,7 @@ fn read_due(row: &PgRow) -> Due {
         tenant: row.get("tenant_id"),
         id: row.get("delivery_id"),
         target: row.get("target_id"),
+        lane: row.get("lane"),
         order: row.get("order_key"),
         position: row.get("position"),
         replay: row.get("is_replay"),
@@ -100,7 +101,7 @@ fn read_due(row: &PgRow) -> Due {
 pub async fn due_of(db: &Db, (tenant, target): TargetRef, limit: i64) -> Result<Vec<Due>, StoreError> {
     let rows = sqlx::query(
         "-- deliveries::store::due_of
-        SELECT tenant_id, delivery_id, target_id, order_key, position, is_replay FROM ringback.delivery_queue
+        SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
         WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 ORDER BY due_at, delivery_id LIMIT $3",
     )
     .bind(target)
@@ -133,7 +134,7 @@ pub async fn heads_of_keys(db: &Db, keys: &[KeyRef]) -> Result<Vec<KeyRows>, Sto
         "-- deliveries::store::heads_of_keys
         SELECT q.*, CASE WHEN q.due_at = 'infinity' THEN 1e9 ELSE greatest(0, extract(epoch FROM q.due_at - now())) END::float8 AS wait_s
         FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS k(tenant_id, target_id, order_key) CROSS JOIN LATERAL (
-          SELECT tenant_id, delivery_id, target_id, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
           WHERE q.target_id = k.target_id AND q.order_key = k.order_key AND q.tenant_id = k.tenant_id
           ORDER BY q.position LIMIT $4
         ) q
@@ -219,7 +220,7 @@ pub async fn take_off(
         "-- deliveries::store::take_off
         WITH input AS MATERIALIZED (SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS t(tenant_id, delivery_id)),
         waiting AS MATERIALIZED (
-          SELECT q.tenant_id, q.delivery_id, q.target_id, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.attempt, q.tries
+          SELECT q.tenant_id, q.delivery_id, q.target_id, q.lane, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.attempt, q.tries
           FROM input i JOIN ringback.delivery_queue q ON q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id
           JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
         ), landed AS (

@@ -314,18 +314,29 @@ impl Schedule {
         }
     }
 
-    /// Forgets what waits (it is in the database); what is in flight stays.
-    pub fn clear_waiting(&mut self) {
-        for target in self.targets.values_mut() {
-            for id in target.clear() {
-                self.known.remove(&id);
+    /// Forgets what waits in lanes that are not kept (it is in the database); what is in flight stays.
+    pub fn keep_lanes(&mut self, keep: impl Fn(TargetRef) -> bool, now: Moment) {
+        for (at, target) in &mut self.targets {
+            if !keep(*at) {
+                for id in target.clear() {
+                    self.known.remove(&id);
+                }
             }
         }
-        self.targets.retain(|_, target| !target.is_idle());
+        self.targets.retain(|_, target| !target.is_idle() || target.is_memorable());
         self.tenants.clear();
         self.ring.clear();
         self.timers.clear();
         self.parked.clear();
         self.wants = Wants::default();
+        let all: Vec<TargetRef> = self.targets.keys().copied().collect();
+        for at in all {
+            if let Some(target) = self.targets.get_mut(&at) {
+                target.listed = false;
+                target.timer_at = None;
+                self.wants.keys.extend(target.ask_again().into_iter().map(|key| (at, key)));
+            }
+            self.list(at, now);
+        }
     }
 }

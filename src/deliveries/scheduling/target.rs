@@ -384,6 +384,14 @@ impl Target {
         self.proven || self.failures > 0 || self.policy != Policy::default()
     }
 
+    /// The keys that are being looked up: the question was withdrawn, and is put again.
+    pub(super) fn ask_again(&mut self) -> Vec<i64> {
+        if std::mem::take(&mut self.refilling) {
+            self.more = true;
+        }
+        self.keys.iter().filter(|(_, state)| state.loading).map(|(key, _)| *key).collect()
+    }
+
     pub(super) fn clear(&mut self) -> Vec<DeliveryId> {
         let keyed = self.keys.drain().flat_map(|(_, state)| state.waiting.into_iter().map(|(due, _)| due));
         let ids = self.live.drain(..).chain(self.replays.drain(..)).chain(keyed).map(|due| due.id).collect();

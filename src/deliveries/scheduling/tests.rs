@@ -12,6 +12,7 @@ fn due(tenant: u128, target: u128) -> Due {
         tenant: TenantId::from_uuid(Uuid::from_u128(tenant)),
         id: DeliveryId::fresh(),
         target: Uuid::from_u128(target),
+        lane: 0,
         order: None,
         position: 0,
         replay: false,

@@ -5,17 +5,18 @@
 //! a million waiting deliveries is walked over once, and not once a second. Once a minute a sweep starts from the
 //! beginning, as the net under the net.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Dispatcher, News, transmit};
 use crate::db::StoreError;
-use crate::deliveries::Due;
 use crate::deliveries::scheduling::{KeyRef, Moment, Offer, TargetRef, Wants};
 use crate::deliveries::store::{self, DueCursor, KeyRows};
+use crate::deliveries::{Due, lane_of};
 use crate::engine::jittered;
-use crate::nodes;
+use crate::nodes::{self, store::Holding};
 use crate::shared::Shared;
 
 const POLL: Duration = Duration::from_secs(1);
@@ -34,7 +35,8 @@ pub(super) struct Looked {
     refills: Vec<(TargetRef, Vec<Due>)>,
     keys: Vec<KeyRows>,
     asked_keys: Vec<KeyRef>,
-    lanes_changed: bool,
+    /// What this node holds now, if that was asked.
+    holding: Option<Holding>,
 }
 
 /// A page of what became due.
@@ -66,6 +68,7 @@ impl Dispatcher {
             self.cursor = None;
         }
         let (shared, news) = (self.shared.clone(), self.news.clone());
+        let lanes = lanes.then(|| self.leavable());
         let from = if sweep { From::Cursor(self.cursor) } else { From::Nowhere };
         self.tasks.spawn(async move {
             let result = look(&shared, lanes, from, wants).await;
@@ -82,17 +85,17 @@ impl Dispatcher {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for due deliveries");
-                self.schedule.clear_waiting();
+                self.schedule.keep_lanes(|_| false, now);
                 self.cursor = None;
                 self.look_at = Instant::now() + jittered(POLL);
                 return;
             }
         };
-        if looked.lanes_changed {
-            self.cursor = None;
+        if let Some(holding) = looked.holding {
+            self.hold(holding, now);
         }
         if let Some(sweep) = looked.sweep {
-            self.take_page(sweep, now);
+            self.take_page(sweep);
         }
         for (at, rows) in looked.refills {
             let full = rows.len() as i64 == REFILL;
@@ -121,15 +124,47 @@ impl Dispatcher {
         self.landed_meanwhile.clear();
     }
 
-    fn take_page(&mut self, sweep: Sweep, now: Moment) {
+    /// Takes over new lanes, lets go of lost ones, and gives away what is more than its share.
+    fn hold(&mut self, holding: Holding, now: Moment) {
+        let lanes: HashSet<i16> = holding.lanes.into_iter().collect();
+        let mut spare: Vec<i16> = lanes.iter().copied().collect();
+        spare.sort_unstable();
+        let leaving: HashSet<i16> = spare.into_iter().skip(holding.share).collect();
+        if lanes == self.lanes && leaving == self.leaving {
+            return;
+        }
+        tracing::info!(
+            lanes = lanes.len(),
+            leaving = leaving.len(),
+            "this node owns {} lanes",
+            lanes.len() - leaving.len()
+        );
+        if !lanes.is_subset(&self.lanes) {
+            self.cursor = None;
+        }
+        (self.lanes, self.leaving) = (lanes, leaving);
+        let kept = |(tenant, target): TargetRef| {
+            let lane = lane_of(tenant, target);
+            self.lanes.contains(&lane) && !self.leaving.contains(&lane)
+        };
+        self.schedule.keep_lanes(kept, now);
+    }
+
+    /// The lanes that can be given away now: nothing of them is in flight.
+    fn leavable(&self) -> Vec<i16> {
+        let idle = |lane: &&i16| self.in_flight_of.get(lane).is_none_or(|count| *count == 0);
+        self.leaving.iter().filter(idle).copied().collect()
+    }
+
+    fn take_page(&mut self, sweep: Sweep) {
         let Sweep { page, next_due } = sweep;
         let whole = page.len() as i64 == PAGE;
         let last = page.last().map(|(_, cursor)| *cursor);
-        for (due, _) in page {
-            if !self.landed_meanwhile.contains(&due.id) {
-                self.schedule.offer(due, now);
-            }
-        }
+        let landed = std::mem::take(&mut self.landed_meanwhile);
+        self.offer_all(
+            page.into_iter().map(|(due, _)| due).filter(|due| !landed.contains(&due.id)).collect(),
+        );
+        self.landed_meanwhile = landed;
         if whole {
             self.cursor = last;
             self.look_at = Instant::now();
@@ -150,12 +185,19 @@ enum From {
     Cursor(Option<DueCursor>),
 }
 
-async fn look(shared: &Shared, lanes: bool, from: From, wants: Wants) -> Result<Looked, StoreError> {
-    let lanes_changed = lanes && take_lanes(shared).await?;
+async fn look(
+    shared: &Shared,
+    lanes: Option<Vec<i16>>,
+    from: From,
+    wants: Wants,
+) -> Result<Looked, StoreError> {
+    let holding = match lanes {
+        Some(leaving) => Some(take_lanes(shared, &leaving).await?),
+        None => None,
+    };
     let sweep = match from {
         From::Nowhere => None,
         From::Cursor(cursor) => {
-            let cursor = cursor.filter(|_| !lanes_changed);
             let page = store::due(&shared.db, shared.node_id(), cursor, PAGE).await?;
             Some(Sweep { page, next_due: store::next_due(&shared.db, shared.node_id()).await? })
         }
@@ -169,16 +211,16 @@ async fn look(shared: &Shared, lanes: bool, from: From, wants: Wants) -> Result<
     } else {
         store::heads_of_keys(&shared.db, &wants.keys).await?
     };
-    Ok(Looked { sweep, refills, keys, asked_keys: wants.keys, lanes_changed })
+    Ok(Looked { sweep, refills, keys, asked_keys: wants.keys, holding })
 }
 
-/// Takes lanes that have no owner, and records what was on the wire when their owner died.
-async fn take_lanes(shared: &Shared) -> Result<bool, StoreError> {
-    let taken = nodes::store::take_lanes(&shared.db, &shared.node).await?;
-    if taken > 0 {
-        tracing::info!(lanes = taken, "{taken} lanes are this node's now");
+/// Gives away `leaving`, takes lanes that have no owner, and records what was on the wire when their owner died.
+async fn take_lanes(shared: &Shared, leaving: &[i16]) -> Result<Holding, StoreError> {
+    if !leaving.is_empty() {
+        nodes::store::release_lanes(&shared.db, &shared.node, leaving).await?;
     }
-    let lost = nodes::store::lost_flights(&shared.db).await?;
+    let holding = nodes::store::take_lanes(&shared.db, &shared.node).await?;
+    let lost = nodes::store::lost_flights(&shared.db, &shared.node).await?;
     if !lost.is_empty() {
         tracing::warn!(
             deliveries = lost.len(),
@@ -188,5 +230,6 @@ async fn take_lanes(shared: &Shared) -> Result<bool, StoreError> {
         let records: Vec<_> = lost.into_iter().map(transmit::crashed).collect();
         store::record(&shared.db, shared.node_id(), &records).await?;
     }
-    Ok(taken > 0)
+    nodes::store::forget_flights(&shared.db).await?;
+    Ok(holding)
 }

@@ -60,6 +60,11 @@ struct Dispatcher {
     full_sweep_at: Instant,
     cursor: Option<DueCursor>,
     landed_meanwhile: HashSet<DeliveryId>,
+    /// The lanes that are this node's.
+    lanes: HashSet<i16>,
+    /// Lanes that are given away as soon as nothing of them is in flight.
+    leaving: HashSet<i16>,
+    in_flight_of: HashMap<i16, usize>,
 }
 
 /// The loop.
@@ -87,7 +92,9 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
         while dispatcher.tasks.try_join_next().is_some() {}
     }
     while dispatcher.tasks.join_next().await.is_some() {}
-    if let Err(error) = nodes::store::release_lanes(&shared.db, &shared.node).await {
+    // Also those that a look-up took while the news of it was not heard any more.
+    let lanes: Vec<i16> = (0..nodes::LANES).collect();
+    if let Err(error) = nodes::store::release_lanes(&shared.db, &shared.node, &lanes).await {
         tracing::warn!(%error, "cannot give the lanes back; the other nodes will take them");
     }
 }
@@ -110,6 +117,9 @@ impl Dispatcher {
             full_sweep_at: now,
             cursor: None,
             landed_meanwhile: HashSet::new(),
+            lanes: HashSet::new(),
+            leaving: HashSet::new(),
+            in_flight_of: HashMap::new(),
         }
     }
 
@@ -131,7 +141,10 @@ impl Dispatcher {
     fn offer_all(&mut self, created: Vec<Due>) {
         let now = self.now();
         for due in created {
-            self.schedule.offer(due, now);
+            // Another node's, or soon to be.
+            if self.lanes.contains(&due.lane) && !self.leaving.contains(&due.lane) {
+                self.schedule.offer(due, now);
+            }
         }
     }
 
@@ -143,6 +156,9 @@ impl Dispatcher {
                 std::iter::from_fn(|| self.schedule.take(now, |_| None)).take(BATCH_MAX).collect();
             if batch.is_empty() {
                 return;
+            }
+            for due in &batch {
+                *self.in_flight_of.entry(due.lane).or_default() += 1;
             }
             let id = fresh_uuid();
             self.flights.insert(id, batch.len());
@@ -159,6 +175,9 @@ impl Dispatcher {
             News::Landed { due, flight, landing } => {
                 let now = self.now();
                 self.schedule.landed(&due, landing, now);
+                if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
+                    *count = count.saturating_sub(1);
+                }
                 if self.looking {
                     self.landed_meanwhile.insert(due.id);
                 }

@@ -263,6 +263,7 @@ pub fn crashed(lost: LostFlight) -> Record {
         tenant: TenantId::from_uuid(lost.tenant),
         id: DeliveryId::from_uuid(lost.delivery),
         target: lost.target,
+        lane: lost.lane,
         order: None,
         position: 0,
         replay: false,
