@@ -79,7 +79,7 @@ fn parse_fields(
         match input {
             Some(raw) => super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults),
             None => {
-                fields.fault("input", "is missing; say what to call, as in {\"url\": \"https://…\"}", faults)
+                fields.fault("input", "is missing; say what to call, as in {\"url\": \"https://…\"}", faults);
             }
         }
     }
