@@ -13,20 +13,24 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{Mutex, mpsc};
 
 use crate::config::{Config, Database};
 use crate::db::batch::Batcher;
 use crate::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
 use crate::db::migrate::{MigrationError, migrate};
 use crate::db::{Db, StoreError, partitions};
+use crate::deliveries::hand_off::HandOff;
 use crate::executors::ExecutorTable;
+use crate::idempotency::Running;
+use crate::jobs::waiters::Waiters;
 use crate::nodes::Node;
 use crate::outbound::{ClientError, GuardedClient, SystemDns};
 use crate::secret::{SealError, Sealer, Secret};
-use crate::shared::Shared;
+use crate::shared::{RunningJobs, Shared};
 use crate::supervisor::{Ending, Stage, Stop, Supervisor};
+use crate::tenants::callback_secret::SecretCache;
 use crate::tenants::{self, key_hash};
+use crate::wakeups::Wakeups;
 use crate::{engine, http, keyfile};
 
 /// Accepted jobs that may wait for a commit; more callers queue up behind.
@@ -180,7 +184,6 @@ impl App {
         let (fresh_key, key_file) = operator_key(&config, &db).await?;
         let client = GuardedClient::new(config.outbound.clone(), Arc::new(SystemDns::default()))?;
         let supervisor = Supervisor::new();
-        let (hand, taken) = mpsc::channel(HAND_OFF_MAX);
         let shared = Arc::new(Shared {
             address,
             sealer,
@@ -193,13 +196,13 @@ impl App {
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
             finish: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
-            hand_off: (hand, Arc::new(Mutex::new(taken))),
-            waiters: Default::default(),
-            running_keys: Default::default(),
-            wakeups: Default::default(),
+            hand_off: HandOff::new(HAND_OFF_MAX),
+            waiters: Waiters::default(),
+            running_keys: Running::default(),
+            wakeups: Wakeups::default(),
             keys: RwLock::new(HashMap::new()),
-            secrets: Default::default(),
-            running_jobs: Default::default(),
+            secrets: SecretCache::default(),
+            running_jobs: RunningJobs::default(),
             db,
             config,
         });
@@ -214,6 +217,7 @@ impl App {
         let grace = self.shared.config.shutdown_grace;
         let ending = self.supervisor.run_until(signal, grace).await;
         self.shared.db.close().await;
+        tracing::debug!("the pool is closed");
         close_embedded(self.embedded).await;
         ending
     }
@@ -317,7 +321,7 @@ fn keep_running(supervisor: &mut Supervisor, embedded: Arc<Embedded>) {
                     Ok(false) => {}
                     Ok(true) => tracing::warn!("the embedded PostgreSQL was gone; it was started again"),
                     Err(error) => {
-                        tracing::error!(%error, "the embedded PostgreSQL is gone and cannot be started")
+                        tracing::error!(%error, "the embedded PostgreSQL is gone and cannot be started");
                     }
                 }
             }

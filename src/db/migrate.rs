@@ -16,7 +16,7 @@ use super::Db;
 /// "ringback" in ASCII.
 const LOCK_KEY: i64 = 0x7269_6e67_6261_636b;
 const OLDEST_SERVER: i32 = 140_000;
-const LOCK_WAIT: Duration = Duration::from_secs(60);
+const LOCK_WAIT: Duration = Duration::from_mins(1);
 
 /// Why the schema is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -123,9 +123,8 @@ async fn applied(connection: &mut PgConnection) -> Result<usize, MigrationError>
 }
 
 fn is_lock_timeout(error: &MigrateError) -> bool {
-    let source = match error {
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source,
-        _ => return false,
+    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
+        return false;
     };
     source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

@@ -91,7 +91,7 @@ impl Db {
             .max_connections(max_connections)
             .min_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_secs(300))
+            .idle_timeout(Duration::from_mins(5))
             // A round trip for each statement would be the ping's price; the callers retry instead.
             .test_before_acquire(false)
             .connect_lazy_with(options);

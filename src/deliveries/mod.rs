@@ -2,10 +2,11 @@
 //!
 //! Holds the noun and its statuses. `message` makes the signed bytes (stop 8), `retry` decides what an answer means and
 //! `store` records it (stop 9), `scheduling` decides whose turn it is. Called by `engine::fan_out` (creates),
-//! `engine::send_deliveries` (sends, records) and `http::deliveries` (shows, retries). Knows no HTTP, no loop.
+//! `engine::dispatch` (sends, records) and `http::deliveries` (shows, retries). Knows no HTTP, no loop.
 //!
 //! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
 
+pub mod hand_off;
 pub mod message;
 pub mod read_store;
 pub mod retry;
@@ -53,6 +54,24 @@ pub struct NewDelivery {
     pub job: JobId,
     /// Who is called.
     pub target: Uuid,
+    /// One after another with those that share it.
+    pub order: Option<i64>,
+    /// The event's place in the log.
+    pub position: i64,
+}
+
+impl NewDelivery {
+    /// As it is held in memory.
+    pub fn due(&self) -> Due {
+        Due {
+            tenant: self.tenant,
+            id: self.id,
+            target: self.target,
+            order: self.order,
+            position: self.position,
+            replay: false,
+        }
+    }
 }
 
 /// The lane of a target. Stable: it is stored with each waiting delivery.
@@ -73,4 +92,10 @@ pub struct Due {
     pub id: DeliveryId,
     /// Who is called.
     pub target: Uuid,
+    /// Deliveries of one target that share it go one after another…
+    pub order: Option<i64>,
+    /// … by their place in the log.
+    pub position: i64,
+    /// It gives way to all that is not one.
+    pub replay: bool,
 }

@@ -88,6 +88,7 @@ struct AttemptView {
 }
 
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the unit belongs to the names of the API")]
 struct TimingsView {
     dns_ms: Option<f64>,
     connect_ms: Option<f64>,

@@ -117,13 +117,13 @@ async fn run_one(shared: &Shared, stop: &Stop, lease: Lease) {
     let duration_ms = (finished_at - lease.started_at).num_milliseconds();
     match shared.finish.submit_patiently(finish).await {
         Ok(true) => {
-            tracing::debug!(job.id = %job.id, attempt = tries.attempt, ?outcome, duration_ms, "job {} tried", job.id)
+            tracing::debug!(job.id = %job.id, attempt = tries.attempt, ?outcome, duration_ms, "job {} tried", job.id);
         }
         Ok(false) => {
-            tracing::warn!(job.id = %job.id, attempt = tries.attempt, "job {} lost its lease; its result is dropped", job.id)
+            tracing::warn!(job.id = %job.id, attempt = tries.attempt, "job {} lost its lease; its result is dropped", job.id);
         }
         Err(error) => {
-            tracing::error!(job.id = %job.id, %error, "the end of a try cannot be written; its lease will expire")
+            tracing::error!(job.id = %job.id, %error, "the end of a try cannot be written; its lease will expire");
         }
     }
 }
@@ -140,7 +140,7 @@ async fn give_back(shared: &Shared, lease: &Lease) {
     match lease_store::release(&shared.db, &[lease.token]).await {
         Ok(_) => tracing::info!(job.id = %lease.job.id, "job {} is given back", lease.job.id),
         Err(error) => {
-            tracing::warn!(job.id = %lease.job.id, %error, "a job cannot be given back; its lease will expire")
+            tracing::warn!(job.id = %lease.job.id, %error, "a job cannot be given back; its lease will expire");
         }
     }
 }

@@ -57,7 +57,8 @@ pub async fn claim(
             ORDER BY r.tenant_id, r.queue, r.kind LIMIT 1
           ) n
         ), wanted AS MATERIALIZED (
-          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2)
+          -- Where there are more lines than free places, chance decides who is served: any fixed order starves the last.
+          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2) ORDER BY random()
         ), picked AS MATERIALIZED (
           SELECT r.tenant_id, r.job_id FROM wanted w CROSS JOIN LATERAL (
             SELECT tenant_id, job_id FROM ringback.job_ready r

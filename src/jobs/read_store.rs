@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
 use super::outcome::TryOutcome;
@@ -64,16 +64,20 @@ pub async fn get(db: &Db, tenant: TenantId, id: JobId) -> Result<StoredJob, Stor
     Ok(sqlx::query_as(sql).bind(tenant).bind(id).fetch_one(db.pool()).await?)
 }
 
-/// Several jobs of this tenant, newest first.
+/// Several jobs of this tenant, newest first; from a pool or in the caller's transaction.
 /// # Errors
 /// [`StoreError`].
-pub async fn get_many(db: &Db, tenant: TenantId, ids: &[JobId]) -> Result<Vec<StoredJob>, StoreError> {
+pub async fn get_many(
+    db: impl PgExecutor<'_>,
+    tenant: TenantId,
+    ids: &[JobId],
+) -> Result<Vec<StoredJob>, StoreError> {
     let sql = concat!(
         "-- jobs::read_store::get_many\n",
         select_jobs!("SELECT $1::uuid AS tenant_id, unnest($2::uuid[]) AS id")
     );
     let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
-    Ok(sqlx::query_as(sql).bind(tenant).bind(ids).fetch_all(db.pool()).await?)
+    Ok(sqlx::query_as(sql).bind(tenant).bind(ids).fetch_all(db).await?)
 }
 
 /// What a list is narrowed to.

@@ -193,7 +193,9 @@ pub async fn retry(db: &Db, tenant: TenantId, id: JobId) -> Result<(), StoreErro
     match done {
         Ok(done) if done.rows_affected() > 0 => Ok(tx.commit().await?),
         Ok(_) => Err(StoreError::Conflict("only a failed or cancelled job can be retried".to_owned())),
-        Err(error) if error.as_database_error().is_some_and(|error| error.is_unique_violation()) => {
+        Err(error)
+            if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) =>
+        {
             Err(StoreError::Conflict("another job with the same unique_key is not finished".to_owned()))
         }
         Err(error) => Err(error.into()),
