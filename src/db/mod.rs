@@ -19,6 +19,8 @@ use sqlx::{ConnectOptions, PgPool, Postgres, Transaction};
 
 /// How long a request waits for a connection before it is told that the database is not there.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Connections whose commits do not wait for the disk.
+const RELAXED_CONNECTIONS: u32 = 3;
 
 /// A transaction; dropped without `commit`, it rolls back.
 pub type Tx = Transaction<'static, Postgres>;
@@ -71,6 +73,7 @@ fn is_transient(code: &str) -> bool {
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
+    relaxed: PgPool,
 }
 
 impl Db {
@@ -83,24 +86,41 @@ impl Db {
                 ("idle_in_transaction_session_timeout", "15s"),
                 ("timezone", "UTC"),
                 ("jit", "off"),
+                // Plans are pinned. Hot tables are empty at one moment and full at the next, so statistics are always
+                // wrong, and a prepared plan that was made for an empty table reads a full one from end to end.
+                ("enable_seqscan", "off"),
+                ("enable_hashjoin", "off"),
+                ("enable_mergejoin", "off"),
                 // Bounds the wait for a peer that died without a word (tcp only; ignored on Unix sockets).
                 ("tcp_keepalives_idle", "15"),
             ])
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .min_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_mins(5))
-            // A round trip for each statement would be the ping's price; the callers retry instead.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Self { pool }
+        let relaxed = options.clone().options([("synchronous_commit", "off")]);
+        let pool = |options: PgConnectOptions, max_connections| {
+            PgPoolOptions::new()
+                .max_connections(max_connections)
+                .min_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(Duration::from_mins(5))
+                // A round trip for each statement would be the ping's price; the callers retry instead.
+                .test_before_acquire(false)
+                .connect_lazy_with(options)
+        };
+        Self {
+            pool: pool(options, max_connections - RELAXED_CONNECTIONS),
+            relaxed: pool(relaxed, RELAXED_CONNECTIONS),
+        }
     }
 
     /// For a single statement.
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// For statements that need not survive a crash of the database, such as claims and signs of life: losing one only
+    /// repeats work, and nobody waits for the disk.
+    pub fn relaxed(&self) -> &PgPool {
+        &self.relaxed
     }
 
     /// Begins a transaction; call it from a supervised task only.
@@ -120,6 +140,7 @@ impl Db {
 
     /// Closes all connections; waits for those in use.
     pub async fn close(&self) {
+        self.relaxed.close().await;
         self.pool.close().await;
     }
 }

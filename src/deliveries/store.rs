@@ -214,15 +214,14 @@ pub async fn take_off(
     batch: &[Due],
     landed: &[Uuid],
 ) -> Result<Vec<Loaded>, StoreError> {
-    let mut tx = db.begin().await?;
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
     let rows = sqlx::query(
         "-- deliveries::store::take_off
         WITH input AS MATERIALIZED (SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS t(tenant_id, delivery_id)),
         waiting AS MATERIALIZED (
           SELECT q.tenant_id, q.delivery_id, q.target_id, q.lane, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.attempt, q.tries
-          FROM input i JOIN ringback.delivery_queue q ON q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id
-          JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
+          FROM input i CROSS JOIN LATERAL (
+            SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id LIMIT 1
+          ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
         ), landed AS (
           DELETE FROM ringback.delivery_flights WHERE owner = $1 AND id = ANY($5)
         ), flight AS (
@@ -231,17 +230,16 @@ pub async fn take_off(
         )
         SELECT w.*, e.type, e.data, e.traceparent, j.callback_url, j.callback_options
         FROM waiting w
-        JOIN ringback.events e ON e.tenant_id = w.tenant_id AND e.id = w.event_id
-        JOIN ringback.jobs j ON j.tenant_id = w.tenant_id AND j.id = w.job_id",
+        CROSS JOIN LATERAL (SELECT * FROM ringback.events e WHERE e.tenant_id = w.tenant_id AND e.id = w.event_id LIMIT 1) e
+        CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.job_id LIMIT 1) j",
     )
     .bind(owner)
     .bind(flight)
     .bind(batch.iter().map(|due| due.tenant.uuid()).collect::<Vec<_>>())
     .bind(batch.iter().map(|due| due.id.uuid()).collect::<Vec<_>>())
     .bind(landed)
-    .fetch_all(&mut *tx)
+    .fetch_all(db.relaxed())
     .await?;
-    tx.commit().await?;
     let read = |row: &PgRow| Loaded {
         due: read_due(row),
         event: row.get("event_id"),
@@ -310,24 +308,23 @@ pub async fn record(db: &Db, owner: Uuid, batch: &[Record]) -> Result<Vec<bool>,
             $11::timestamptz[], $12::int4[], $13::int4[], $14::int4[], $15::int4[], $16::int4[], $17::text[], $18::text[], $19::bytea[], $20::bool[])
           AS t(tenant_id, delivery_id, number, id, verdict, wait_s, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
+        ), mine AS MATERIALIZED (
+          -- In one order for all, or two batches could wait for each other.
+          SELECT i.*, q.at FROM (SELECT * FROM input ORDER BY tenant_id, delivery_id) i CROSS JOIN LATERAL (
+            SELECT q.ctid AS at, q.lane FROM ringback.delivery_queue q
+            WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1 LIMIT 1 FOR UPDATE
+          ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
         ), ended AS (
-          DELETE FROM ringback.delivery_queue q USING input i
-          WHERE i.verdict <> 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
-            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
-          RETURNING q.delivery_id
+          DELETE FROM ringback.delivery_queue WHERE ctid = ANY(ARRAY(SELECT at FROM mine WHERE verdict <> 0))
         ), again AS (
-          UPDATE ringback.delivery_queue q SET due_at = now() + i.wait_s * interval '1 s', attempt = i.number, tries = q.tries + 1
-          FROM input i
-          WHERE i.verdict = 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
-            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
-          RETURNING q.delivery_id
-        ), mine AS MATERIALIZED (SELECT delivery_id FROM ended UNION ALL SELECT delivery_id FROM again),
-        tried AS (
+          UPDATE ringback.delivery_queue q SET due_at = now() + m.wait_s * interval '1 s', attempt = m.number, tries = q.tries + 1
+          FROM mine m WHERE m.verdict = 0 AND q.ctid = m.at
+        ), tried AS (
           INSERT INTO ringback.delivery_attempts (tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
           SELECT tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated
-          FROM input i WHERE EXISTS (SELECT FROM mine m WHERE m.delivery_id = i.delivery_id)
+          FROM mine
         )
         SELECT delivery_id FROM mine",
     )

@@ -43,13 +43,15 @@ macro_rules! select_jobs {
               coalesce(s.attempt, r.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
               a.error AS try_error, a.started_at AS try_started_at
             FROM wanted w
-            JOIN ringback.jobs j ON j.tenant_id = w.tenant_id AND j.id = w.id
-            LEFT JOIN ringback.job_ends e ON e.tenant_id = w.tenant_id AND e.job_id = w.id
-            LEFT JOIN ringback.job_leases l ON l.tenant_id = w.tenant_id AND l.job_id = w.id
-            LEFT JOIN ringback.job_scheduled s ON s.tenant_id = w.tenant_id AND s.job_id = w.id
-            LEFT JOIN ringback.job_ready r ON r.tenant_id = w.tenant_id AND r.job_id = w.id
-            LEFT JOIN ringback.job_attempts a ON a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
-              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt)
+            CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.id LIMIT 1) j
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_ends e WHERE e.tenant_id = w.tenant_id AND e.job_id = w.id LIMIT 1) e ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_leases l WHERE l.tenant_id = w.tenant_id AND l.job_id = w.id LIMIT 1) l ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_scheduled s WHERE s.tenant_id = w.tenant_id AND s.job_id = w.id LIMIT 1) s ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_ready r WHERE r.tenant_id = w.tenant_id AND r.job_id = w.id LIMIT 1) r ON true
+            LEFT JOIN LATERAL (
+              SELECT a.error, a.started_at FROM ringback.job_attempts a WHERE a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
+              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt) LIMIT 1
+            ) a ON true
             ORDER BY w.id DESC"
         )
     };

@@ -20,7 +20,7 @@ pub async fn heartbeat(db: &Db, node: &Node) -> Result<(), StoreError> {
     .bind(node.lock_key())
     .bind(EXPIRY.as_secs_f64())
     .bind(node.dispatcher)
-    .execute(db.pool())
+    .execute(db.relaxed())
     .await?;
     Ok(())
 }

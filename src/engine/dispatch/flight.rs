@@ -32,7 +32,9 @@ impl Flight {
         // The dispatcher is gone only when the process is ending; then nobody needs the news.
         let tell = |due: Due, landing: Landing| drop(news.send(News::Landed { due, flight, landing }));
         let not_called = |again_in| Landing { answer: LandingAnswer::NotCalled, again_in };
-        let loaded = match store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await {
+        let loaded = store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await;
+        drop(news.send(News::Loaded));
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 tracing::warn!(%error, "cannot load deliveries; they are tried again");

@@ -34,11 +34,16 @@ use crate::supervisor::Stop;
 /// Held in memory, about 250 bytes each.
 const HELD_MAX: usize = 50_000;
 const BATCH_MAX: usize = 256;
+/// Batches that are being loaded at a time: while two are, the next one forms, so that a busy dispatcher asks the
+/// database seldom and an idle one at once.
+const LOADING_MAX: usize = 2;
 
 /// What a flight or a look-up tells the dispatcher.
 enum News {
     /// A delivery is not in flight any more.
     Landed { due: Due, flight: Uuid, landing: Landing },
+    /// A batch is loaded and in the air.
+    Loaded,
     /// A look-up is done.
     Looked(Result<Looked, StoreError>),
 }
@@ -54,6 +59,7 @@ struct Dispatcher {
     flights: HashMap<Uuid, usize>,
     /// Flights that need not be remembered in the database any more.
     landed_flights: Vec<Uuid>,
+    loading: usize,
     looking: bool,
     look_at: Instant,
     lanes_at: Instant,
@@ -111,6 +117,7 @@ impl Dispatcher {
             tasks: JoinSet::new(),
             flights: HashMap::new(),
             landed_flights: Vec::new(),
+            loading: 0,
             looking: false,
             look_at: now,
             lanes_at: now,
@@ -151,7 +158,7 @@ impl Dispatcher {
     /// Starts what may go, in batches.
     fn take_off(&mut self) {
         let now = self.now();
-        loop {
+        while self.loading < LOADING_MAX {
             let batch: Vec<Due> =
                 std::iter::from_fn(|| self.schedule.take(now, |_| None)).take(BATCH_MAX).collect();
             if batch.is_empty() {
@@ -165,6 +172,7 @@ impl Dispatcher {
             let landed = std::mem::take(&mut self.landed_flights);
             let flight =
                 Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() };
+            self.loading += 1;
             self.tasks.spawn(flight.fly(batch, landed));
         }
     }
@@ -172,6 +180,7 @@ impl Dispatcher {
     fn hear(&mut self, news: News) {
         match news {
             News::Looked(result) => self.looked(result),
+            News::Loaded => self.loading -= 1,
             News::Landed { due, flight, landing } => {
                 let now = self.now();
                 self.schedule.landed(&due, landing, now);
