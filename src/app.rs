@@ -13,6 +13,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::config::{Config, Database};
 use crate::db::batch::Batcher;
@@ -40,6 +41,8 @@ const ACCEPT_BATCH_MAX: usize = 500;
 const RESULT_WAITING_MAX: usize = 8192;
 const RESULT_BATCH_MAX: usize = 256;
 const HAND_OFF_MAX: usize = 64;
+/// A database that starts at the same time as we do is waited for so long.
+const REACH_FOR: Duration = Duration::from_secs(8);
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,9 @@ pub enum StartError {
     /// The URL of the database.
     #[error("DATABASE_URL cannot be read: {0}")]
     DatabaseUrl(sqlx::Error),
+    /// The database that was named does not answer.
+    #[error("cannot reach the database {0}: {1}; is DATABASE_URL right, and does PostgreSQL run there?")]
+    Unreachable(String, sqlx::Error),
     /// The schema, or the connection to begin with.
     #[error(transparent)]
     Migration(#[from] MigrationError),
@@ -75,6 +81,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Embedded(_)
+            | Self::Unreachable(..)
             | Self::Migration(MigrationError::Database(_))
             | Self::Store(StoreError::Unavailable(_)) => 69,
             Self::DatabaseUrl(_) | Self::Keys(_) | Self::Seal(_) | Self::Listen(..) => 78,
@@ -128,7 +135,36 @@ pub async fn open_db(config: &Config) -> Result<OpenDb, StartError> {
         return Ok(OpenDb { db, embedded: Some(Arc::new(embedded)) });
     };
     let options = PgConnectOptions::from_str(url.expose()).map_err(StartError::DatabaseUrl)?;
+    reach(&options).await?;
     Ok(OpenDb { db: Db::new(options, config.db_connections), embedded: None })
+}
+
+/// Waits for a database that is just starting, and says what is wrong with one that does not answer.
+async fn reach(options: &PgConnectOptions) -> Result<(), StartError> {
+    let give_up = tokio::time::Instant::now() + REACH_FOR;
+    loop {
+        let error = match options.connect().await {
+            Ok(connection) => {
+                // Whether it closes well tells nothing.
+                drop(connection.close().await);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // Nobody listens yet, or the server says that it is starting; a wrong password will not get better.
+        let starting = matches!(&error, sqlx::Error::Io(_))
+            || error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57P03");
+        if !starting || tokio::time::Instant::now() > give_up {
+            let name = format!(
+                "{}:{}/{}",
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or_default()
+            );
+            return Err(StartError::Unreachable(name, error));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }
 
 impl OpenDb {
@@ -187,7 +223,7 @@ impl App {
         let shared = Arc::new(Shared {
             address,
             sealer,
-            node: Node::fresh(),
+            node: Node::fresh(config.roles.dispatcher),
             tasks: supervisor.tasks(),
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),

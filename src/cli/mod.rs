@@ -3,6 +3,7 @@
 //! Called by `main`. A verb is one file. Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 something needed is
 //! not there (PostgreSQL's programs, the database), 70 a defect or a failed task, 78 a setting is wrong.
 
+pub mod bench;
 pub mod migrate;
 pub mod output;
 pub mod serve;
@@ -27,6 +28,8 @@ enum Verb {
     Serve(Settings),
     /// Bring the database's schema up to date, and end
     Migrate(Settings),
+    /// Measure this machine: rates, latencies, CPU per item, against a bare loop
+    Bench(bench::Options),
 }
 
 /// How a verb failed: what to say, and with which code to end.
@@ -71,6 +74,7 @@ pub fn run(cli: Cli) -> ExitCode {
         match cli.verb {
             Verb::Serve(settings) => serve::run(resolve(settings)?).await,
             Verb::Migrate(settings) => migrate::run(resolve(settings)?).await,
+            Verb::Bench(options) => bench::run(options).await,
         }
     });
     match result {

@@ -11,3 +11,8 @@ pub fn say(line: &str) {
 pub fn complain(text: &str) {
     eprintln!("ringback: {text}");
 }
+
+/// What is being done, on the standard error.
+pub fn note(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,6 +1,6 @@
 //! [pure] Stop 9 of a job's path: what a receiver's answer means, and when to try again. Next: `deliveries::store`.
 //!
-//! The contract's table "What a receiver gets", row by row. Called by `engine::send_deliveries`; the random draw and the
+//! The contract's table "What a receiver gets", row by row. Called by `engine::dispatch`; the random draw and the
 //! time are arguments.
 //!
 //! Invariant: every sequence of tries ends, at the latest after `max_attempts`; a try that our own stop interrupted

@@ -1,6 +1,6 @@
 //! Tenants: whose data it is, the API keys that speak for them, and their callback secret.
 //!
-//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::send_deliveries` (what to sign with). A key is
+//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::dispatch` (what to sign with). A key is
 //! 256 random bits and stored as SHA-256: a slow hash would only make every request dear. Knows no HTTP.
 //!
 //! Invariant: the tenant of a request comes from its key and from nowhere else.

@@ -239,10 +239,10 @@ impl Response {
             let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
             format!("its content type is {content_type:?}, and openapi.yaml documents {}", known.join(", "))
         })?;
-        let instance = if essence.ends_with("json") {
-            parse(body)?
+        let instance = if essence.ends_with("yaml") {
+            serde_norway::from_slice(body).map_err(|error| format!("the body is not YAML: {error}"))?
         } else {
-            Value::String(String::from_utf8(body.to_vec()).map_err(|_| "the body is not UTF-8".to_owned())?)
+            parse(body)?
         };
         fits(validator, &instance)
     }

@@ -15,11 +15,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use crate::harness::database::TestDatabase;
+use crate::harness::service;
 use crate::harness::spec::{check, check_callback};
 
 const KEY: &str = "rbk_0123456789abcdef0123456789abcdef";
-const SCHEMA: &str = include_str!("../../../migrations/0001_the_loop.sql");
 const NOBODY: &str = "01jd7m3v6kf0qr8x2n4ab9cdef";
 
 /// What came back.
@@ -74,12 +73,7 @@ async fn ask(address: SocketAddr, method: &str, path: &str, body: Option<Value>)
 
 /// Starts the service on a database of its own, lets the test use it, and stops it.
 async fn with_service<F: Future<Output = ()>>(test: impl FnOnce(SocketAddr) -> F) {
-    let database = TestDatabase::create(SCHEMA, |options| async move {
-        let db = ringback::db::Db::new(options, 2);
-        ringback::db::migrate::migrate(&db).await.expect("migrated");
-        db.close().await;
-    })
-    .await;
+    let database = service::database().await;
     let mut config = Config::defaults().expect("defaults");
     config.database = Database::External(Secret::new(database.url()));
     config.listen = "127.0.0.1:0".parse().expect("an address");
