@@ -153,7 +153,10 @@ async fn reach(options: &PgConnectOptions) -> Result<(), StartError> {
         };
         // Nobody listens yet, or the server says that it is starting; a wrong password will not get better.
         let starting = matches!(&error, sqlx::Error::Io(_))
-            || error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57P03");
+            || error
+                .as_database_error()
+                .and_then(sqlx::error::DatabaseError::code)
+                .is_some_and(|code| code == "57P03");
         if !starting || tokio::time::Instant::now() > give_up {
             let name = format!(
                 "{}:{}/{}",
