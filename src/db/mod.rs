@@ -22,6 +22,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Connections whose commits do not wait for the disk.
 const RELAXED_CONNECTIONS: u32 = 3;
 
+/// How long a stop waits for connections that are in use.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A transaction; dropped without `commit`, it rolls back.
 pub type Tx = Transaction<'static, Postgres>;
 
@@ -138,9 +141,12 @@ impl Db {
         Ok(())
     }
 
-    /// Closes all connections; waits for those in use.
+    /// Closes all connections; waits for those in use, but not for ever: one that lost its server without a word may
+    /// never come back (sqlx 0.9, issue 4349).
     pub async fn close(&self) {
-        self.relaxed.close().await;
-        self.pool.close().await;
+        let both = async { tokio::join!(self.relaxed.close(), self.pool.close()) };
+        if tokio::time::timeout(CLOSE_TIMEOUT, both).await.is_err() {
+            tracing::warn!("some connections to the database did not close in time");
+        }
     }
 }

@@ -175,7 +175,7 @@ impl TryEnd {
     }
     fn result(&self) -> Option<&[u8]> {
         match &self.then {
-            Then::End { result, .. } => result.as_ref().map(|text| text.as_bytes()),
+            Then::End { result, .. } => result.as_ref().map(String::as_bytes),
             Then::Again(_) => None,
         }
     }

@@ -198,8 +198,7 @@ async fn a_failed_job_can_be_retried_and_its_attempts_are_counted_on() {
 
     let again = ring.act(&format!("/v1/jobs/{id}/retry")).await.expect(200).json();
 
-    // However quick the executor was meanwhile, it is not where it was.
-    assert!(matches!(again["status"].as_str(), Some("queued" | "running" | "retrying")), "{again}");
+    assert_ne!(again["status"], "failed", "it may be on its way already: {again}");
     let job = ring.wait_for_end(&id).await;
     assert_eq!(
         (&job["status"], &job["attempt"]),

@@ -13,4 +13,5 @@ mod execute;
 mod fairness;
 mod idempotency;
 mod lists;
+mod outage;
 mod spec;

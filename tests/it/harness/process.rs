@@ -142,6 +142,12 @@ impl ServeProcess {
         self.wait();
     }
 
+    /// `kill -9` of its embedded database server.
+    pub(crate) fn kill_embedded(&self) {
+        let pid = postmaster(&pidfile(&self.data_dir())).expect("an embedded server");
+        kill_process(pid, Signal::KILL).expect("it is running");
+    }
+
     /// SIGTERM, without waiting.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);
@@ -187,19 +193,25 @@ impl Drop for ServeProcess {
 
 /// Stops an embedded server that was left running by a kill.
 fn stop_embedded(data_dir: &Path) {
-    let elsewhere = std::fs::read_to_string(data_dir.join("cluster-path")).ok();
-    let base = elsewhere.map_or_else(|| data_dir.join("postgres"), |path| PathBuf::from(path.trim()));
-    let pidfile = base.join("data/postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&pidfile) else { return };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw)
-    else {
-        return;
-    };
+    let pidfile = pidfile(data_dir);
+    let Some(pid) = postmaster(&pidfile) else { return };
     let _ = kill_process(pid, Signal::INT);
     let deadline = Instant::now() + PATIENCE;
     while pidfile.exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Where the embedded server says who it is.
+fn pidfile(data_dir: &Path) -> PathBuf {
+    let elsewhere = std::fs::read_to_string(data_dir.join("cluster-path")).ok();
+    let base = elsewhere.map_or_else(|| data_dir.join("postgres"), |path| PathBuf::from(path.trim()));
+    base.join("data/postmaster.pid")
+}
+
+fn postmaster(pidfile: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(pidfile).ok()?;
+    Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
 }
 
 /// What comes out of a pipe.
