@@ -13,20 +13,25 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{Mutex, mpsc};
+use sqlx::{ConnectOptions, Connection};
 
 use crate::config::{Config, Database};
 use crate::db::batch::Batcher;
 use crate::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
 use crate::db::migrate::{MigrationError, migrate};
 use crate::db::{Db, StoreError, partitions};
+use crate::deliveries::hand_off::HandOff;
 use crate::executors::ExecutorTable;
+use crate::idempotency::Running;
+use crate::jobs::waiters::Waiters;
 use crate::nodes::Node;
 use crate::outbound::{ClientError, GuardedClient, SystemDns};
 use crate::secret::{SealError, Sealer, Secret};
-use crate::shared::Shared;
+use crate::shared::{RunningJobs, Shared};
 use crate::supervisor::{Ending, Stage, Stop, Supervisor};
+use crate::tenants::callback_secret::SecretCache;
 use crate::tenants::{self, key_hash};
+use crate::wakeups::Wakeups;
 use crate::{engine, http, keyfile};
 
 /// Accepted jobs that may wait for a commit; more callers queue up behind.
@@ -36,6 +41,8 @@ const ACCEPT_BATCH_MAX: usize = 500;
 const RESULT_WAITING_MAX: usize = 8192;
 const RESULT_BATCH_MAX: usize = 256;
 const HAND_OFF_MAX: usize = 64;
+/// A database that starts at the same time as we do is waited for so long.
+const REACH_FOR: Duration = Duration::from_secs(8);
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +53,9 @@ pub enum StartError {
     /// The URL of the database.
     #[error("DATABASE_URL cannot be read: {0}")]
     DatabaseUrl(sqlx::Error),
+    /// The database that was named does not answer.
+    #[error("cannot reach the database {0}: {1}; is DATABASE_URL right, and does PostgreSQL run there?")]
+    Unreachable(String, sqlx::Error),
     /// The schema, or the connection to begin with.
     #[error(transparent)]
     Migration(#[from] MigrationError),
@@ -71,6 +81,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Embedded(_)
+            | Self::Unreachable(..)
             | Self::Migration(MigrationError::Database(_))
             | Self::Store(StoreError::Unavailable(_)) => 69,
             Self::DatabaseUrl(_) | Self::Keys(_) | Self::Seal(_) | Self::Listen(..) => 78,
@@ -124,7 +135,39 @@ pub async fn open_db(config: &Config) -> Result<OpenDb, StartError> {
         return Ok(OpenDb { db, embedded: Some(Arc::new(embedded)) });
     };
     let options = PgConnectOptions::from_str(url.expose()).map_err(StartError::DatabaseUrl)?;
+    reach(&options).await?;
     Ok(OpenDb { db: Db::new(options, config.db_connections), embedded: None })
+}
+
+/// Waits for a database that is just starting, and says what is wrong with one that does not answer.
+async fn reach(options: &PgConnectOptions) -> Result<(), StartError> {
+    let give_up = tokio::time::Instant::now() + REACH_FOR;
+    loop {
+        let error = match options.connect().await {
+            Ok(connection) => {
+                // Whether it closes well tells nothing.
+                drop(connection.close().await);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // Nobody listens yet, or the server says that it is starting; a wrong password will not get better.
+        let starting = matches!(&error, sqlx::Error::Io(_))
+            || error
+                .as_database_error()
+                .and_then(sqlx::error::DatabaseError::code)
+                .is_some_and(|code| code == "57P03");
+        if !starting || tokio::time::Instant::now() > give_up {
+            let name = format!(
+                "{}:{}/{}",
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or_default()
+            );
+            return Err(StartError::Unreachable(name, error));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }
 
 impl OpenDb {
@@ -180,11 +223,10 @@ impl App {
         let (fresh_key, key_file) = operator_key(&config, &db).await?;
         let client = GuardedClient::new(config.outbound.clone(), Arc::new(SystemDns::default()))?;
         let supervisor = Supervisor::new();
-        let (hand, taken) = mpsc::channel(HAND_OFF_MAX);
         let shared = Arc::new(Shared {
             address,
             sealer,
-            node: Node::fresh(),
+            node: Node::fresh(config.roles.dispatcher),
             tasks: supervisor.tasks(),
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),
@@ -193,13 +235,13 @@ impl App {
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
             finish: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
-            hand_off: (hand, Arc::new(Mutex::new(taken))),
-            waiters: Default::default(),
-            running_keys: Default::default(),
-            wakeups: Default::default(),
+            hand_off: HandOff::new(HAND_OFF_MAX),
+            waiters: Waiters::default(),
+            running_keys: Running::default(),
+            wakeups: Wakeups::default(),
             keys: RwLock::new(HashMap::new()),
-            secrets: Default::default(),
-            running_jobs: Default::default(),
+            secrets: SecretCache::default(),
+            running_jobs: RunningJobs::default(),
             db,
             config,
         });
@@ -214,6 +256,7 @@ impl App {
         let grace = self.shared.config.shutdown_grace;
         let ending = self.supervisor.run_until(signal, grace).await;
         self.shared.db.close().await;
+        tracing::debug!("the pool is closed");
         close_embedded(self.embedded).await;
         ending
     }
@@ -317,7 +360,7 @@ fn keep_running(supervisor: &mut Supervisor, embedded: Arc<Embedded>) {
                     Ok(false) => {}
                     Ok(true) => tracing::warn!("the embedded PostgreSQL was gone; it was started again"),
                     Err(error) => {
-                        tracing::error!(%error, "the embedded PostgreSQL is gone and cannot be started")
+                        tracing::error!(%error, "the embedded PostgreSQL is gone and cannot be started");
                     }
                 }
             }

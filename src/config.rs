@@ -86,6 +86,7 @@ pub struct Settings {
 
 /// Which parts of the service run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent switches are what it is")]
 pub struct Roles {
     /// Serves the HTTP API.
     pub api: bool,
@@ -234,7 +235,7 @@ impl Settings {
                 }
             },
             retention: parse_duration("RINGBACK_RETENTION", self.retention.as_deref().unwrap_or("14d"))?
-                .max(Duration::from_secs(3600)),
+                .max(Duration::from_hours(1)),
             shutdown_grace: parse_duration(
                 "RINGBACK_SHUTDOWN_GRACE",
                 self.shutdown_grace.as_deref().unwrap_or("25s"),
@@ -365,14 +366,15 @@ mod tests {
     fn the_defaults_are_those_of_the_contract() {
         let config = check(|_| ()).expect("defaults");
         assert_eq!(config.listen, "127.0.0.1:8080".parse().expect("address"));
-        assert_eq!(config.retention, Duration::from_secs(14 * 86_400));
+        assert_eq!(config.retention, Duration::from_hours(14 * 24));
         assert_eq!(config.shutdown_grace, Duration::from_secs(25));
         assert!(!config.outbound.allow_http && config.outbound.allow_networks.is_empty());
     }
 
     #[test]
     fn a_wrong_value_is_answered_with_what_to_write() {
-        let cases: [(fn(&mut Settings), &str); 5] = [
+        type Change = fn(&mut Settings);
+        let cases: [(Change, &str); 5] = [
             (|s| s.listen = Some("8080".into()), "127.0.0.1:8080"),
             (|s| s.api_key = Some("secret".into()), "rbk_"),
             (|s| s.allow_networks = Some("10.0.0.0".into()), "CIDR"),

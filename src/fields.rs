@@ -90,12 +90,11 @@ impl<'a> Fields<'a> {
     /// Opens the object at `at` (a JSON pointer, empty for the whole body).
     pub fn open(at: impl Into<String>, raw: &'a RawValue, faults: &mut Faults) -> Option<Self> {
         let at = at.into();
-        match serde_json::from_str::<Members<'a>>(raw.get()) {
-            Ok(Members(members)) => Some(Self { at, members, asked: Vec::new() }),
-            Err(_) => {
-                faults.add(at, format!("must be an object, not {}", type_of(raw)));
-                None
-            }
+        if let Ok(Members(members)) = serde_json::from_str::<Members<'a>>(raw.get()) {
+            Some(Self { at, members, asked: Vec::new() })
+        } else {
+            faults.add(at, format!("must be an object, not {}", type_of(raw)));
+            None
         }
     }
 

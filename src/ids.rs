@@ -134,6 +134,8 @@ ids! {
     EndpointId = "ep";
     /// One event on its way to one receiver.
     DeliveryId = "dlv";
+    /// An order to send again what was or was not sent.
+    ReplayId = "rpl";
     /// One try of a delivery.
     AttemptId = "att";
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::db::Db;
 use crate::db::batch::Batcher;
-use crate::deliveries::Due;
+use crate::deliveries::hand_off::HandOff;
 use crate::deliveries::store::Record;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
@@ -63,8 +63,7 @@ pub struct Shared {
     /// Tries of deliveries on their way in.
     pub record: Batcher<Record, bool>,
     /// New deliveries, from the fan-out to the dispatcher of this process.
-    pub hand_off:
-        (tokio::sync::mpsc::Sender<Vec<Due>>, Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Vec<Due>>>>),
+    pub hand_off: HandOff,
     /// Long polls.
     pub waiters: Waiters,
     /// Idempotent requests under way.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const RESTARTS_MAX: usize = 5;
-const RESTARTS_WITHIN: Duration = Duration::from_secs(60);
+const RESTARTS_WITHIN: Duration = Duration::from_mins(1);
 /// What is still in flight when the grace is over is given this long to be handed back.
 const HAND_BACK: Duration = Duration::from_secs(5);
 
@@ -160,15 +160,18 @@ impl Supervisor {
                 self.work.shutdown().await;
             }
         }
+        tracing::debug!("all work is drained");
         self.tasks.tracker.close();
         if tokio::time::timeout(HAND_BACK, self.tasks.tracker.wait()).await.is_err() {
             tracing::error!("some requests were not finished");
         }
+        tracing::debug!("all requests are answered");
         self.base_stop.drain.cancel();
         if !joined(&mut self.base, HAND_BACK).await {
             self.base_stop.hurry.cancel();
             self.base.shutdown().await;
         }
+        tracing::debug!("all results are written");
         ending
     }
 }
@@ -193,9 +196,10 @@ async fn watch(name: &'static str, body: &Arc<dyn Fn(Stop) -> BoxedLoop + Send +
         if stop.drain.is_cancelled() {
             return true;
         }
-        match result {
-            Some(Err(error)) => tracing::error!(task = name, %error, "task {name} died; it is started again"),
-            _ => tracing::error!(task = name, "task {name} ended early; it is started again"),
+        if let Some(Err(error)) = result {
+            tracing::error!(task = name, %error, "task {name} died; it is started again");
+        } else {
+            tracing::error!(task = name, "task {name} ended early; it is started again");
         }
         let now = Instant::now();
         deaths.retain(|at| now.duration_since(*at) < RESTARTS_WITHIN);

@@ -9,12 +9,14 @@ use crate::config::{Config, LogFormat};
 /// # Errors
 /// The filter cannot be read.
 pub fn start(config: &Config) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|error| {
-        format!(
-            "RINGBACK_LOG is \"{}\" ({error}); write a filter, as in info or ringback=debug,warn",
-            config.log
-        )
-    })?;
+    // What these two tell at info is of no use to an operator; a filter that names them is still obeyed.
+    let filter =
+        EnvFilter::try_new(format!("sqlx=warn,actix_server=warn,{}", config.log)).map_err(|error| {
+            format!(
+                "RINGBACK_LOG is \"{}\" ({error}); write a filter, as in info or ringback=debug,warn",
+                config.log
+            )
+        })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

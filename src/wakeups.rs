@@ -13,6 +13,8 @@ pub struct Wakeups {
     pub jobs: Arc<Notify>,
     /// A job waits for a time that may be earlier than all others.
     pub scheduled: Arc<Notify>,
+    /// A node is gone, and its leases with it.
+    pub leases: Arc<Notify>,
     /// Events wait for their numbers.
     pub events: Arc<Notify>,
     /// Deliveries are due, or a lane changed hands.

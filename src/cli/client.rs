@@ -114,8 +114,10 @@ impl Client {
         if let Some(body) = body {
             builder = builder.header("content-type", "application/json").body(body.to_string());
         }
-        let no_answer =
-            |error: reqwest::Error| ClientError::NoAnswer { request: request.clone(), reason: innermost(&error) };
+        let no_answer = |error: reqwest::Error| ClientError::NoAnswer {
+            request: request.clone(),
+            reason: innermost(&error),
+        };
         let began = Instant::now();
         let mut response = builder.send().await.map_err(no_answer)?;
         let status = response.status();

@@ -87,7 +87,9 @@ pub async fn run(demo: Demo, style: Style) -> Result<(), Failure> {
         (None, Some(file)) => keyfile::read(file)
             .map(|key| (key, Some(data_dir.join("api-key"))))
             .map_err(|error| Failure::setting(format!("cannot read {}: {error}", file.display()))),
-        (None, None) => Err(Failure::setting("RINGBACK_API_KEY is not set; the demo needs it to call the API")),
+        (None, None) => {
+            Err(Failure::setting("RINGBACK_API_KEY is not set; the demo needs it to call the API"))
+        }
     };
     let story = match key {
         Ok((key, key_file)) => prepare(&app, screen, key, key_file).await,
@@ -137,7 +139,8 @@ async fn prepare(
     key_file: Option<PathBuf>,
 ) -> Result<Story, Failure> {
     let db = &app.shared.db;
-    let refused = |error: crate::db::StoreError| Failure::unavailable(format!("the database refused: {error}"));
+    let refused =
+        |error: crate::db::StoreError| Failure::unavailable(format!("the database refused: {error}"));
     let server = facts::server(db).await.map_err(refused)?;
     let nodes = facts::nodes(db).await.map_err(refused)?;
     if let Some(other) = nodes.iter().find(|node| node.is_alive && node.id != app.shared.node_id()) {
@@ -152,7 +155,8 @@ async fn prepare(
         Database::External(_) => "PostgreSQL",
     };
     let api = reachable(app.address);
-    let client = Client::new(&api, Some(key)).map_err(|error| Failure { text: error.to_string(), code: 70 })?;
+    let client =
+        Client::new(&api, Some(key)).map_err(|error| Failure { text: error.to_string(), code: 70 })?;
     let stage = Stage::open().map_err(|error| Failure::no(format!("cannot open a receiver: {error}")))?;
     screen.ready(&api, &format!("{kind} {}", server.version));
     let by_hand = ByHand { api, own: stage.url(""), key_file };

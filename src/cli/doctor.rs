@@ -60,7 +60,11 @@ pub async fn run(doctor: Doctor, style: Style) -> Result<(), Failure> {
             examine_database(&config, &mut report).await
         }
         Err(failure) => {
-            report.add(Check::fail("settings", failure.text, "correct it; ringback serve --help lists the settings"));
+            report.add(Check::fail(
+                "settings",
+                failure.text,
+                "correct it; ringback serve --help lists the settings",
+            ));
             true
         }
     };
@@ -146,7 +150,11 @@ async fn examine_embedded(config: &Config, report: &mut Report) -> bool {
     let server = match Embedded::start(&options).await {
         Ok(server) => server,
         Err(error) => {
-            report.add(Check::fail("database", error.to_string(), "see above; ringback serve needs it as well"));
+            report.add(Check::fail(
+                "database",
+                error.to_string(),
+                "see above; ringback serve needs it as well",
+            ));
             return false;
         }
     };

@@ -3,6 +3,7 @@
 //! Called by `main`. A verb is one file. Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 something needed is
 //! not there (PostgreSQL's programs, the database), 70 a defect or a failed task, 78 a setting is wrong.
 
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod doctor;
@@ -53,6 +54,8 @@ enum Verb {
     Doctor(doctor::Doctor),
     /// Check the signature of a message that a receiver got, and say why it does not match
     Verify(verify::Verify),
+    /// Measure this machine: rates, latencies, CPU per item, against a bare loop
+    Bench(bench::Options),
 }
 
 /// How a verb failed: what to say, and with which code to end.
@@ -122,6 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Verb::Migrate(settings) => migrate::run(resolve(settings)?).await,
             Verb::Doctor(doctor) => doctor::run(doctor, style).await,
             Verb::Verify(verify) => verify::run(&verify),
+            Verb::Bench(options) => bench::run(options).await,
         }
     });
     match result {

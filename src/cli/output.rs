@@ -77,3 +77,8 @@ mod tests {
         assert_eq!(Style { colours: true }.good("ok"), "\x1b[32mok\x1b[0m");
     }
 }
+
+/// What is being done, on the standard error.
+pub fn note(text: &str) {
+    eprintln!("{text}");
+}

@@ -11,6 +11,8 @@ use crate::supervisor::Ending;
 /// # Errors
 /// It did not start, or a loop of it gave up.
 pub async fn run(config: Config) -> Result<(), Failure> {
+    // From here on a signal is heard, also while the database starts.
+    let stop = stop_signal();
     let app = App::build(config).await?;
     if let (Some(key), Some(file)) = (&app.fresh_key, &app.key_file) {
         output::say(&format!(
@@ -20,7 +22,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         ));
     }
     output::say(&format!("Ringback {} listens on http://{}", env!("CARGO_PKG_VERSION"), app.address));
-    ended(app.run(stop_signal()).await)
+    ended(app.run(stop).await)
 }
 
 /// What the end of the service means to the shell.
@@ -36,16 +38,17 @@ pub fn ended(ending: Ending) -> Result<(), Failure> {
     }
 }
 
-/// Completes at SIGTERM or SIGINT.
-pub async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("cannot listen for signals; only kill -9 will stop this process");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Completes at SIGTERM or SIGINT; listens from the moment of the call.
+pub fn stop_signal() -> impl Future<Output = ()> {
+    let listening = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) = listening else {
+            tracing::error!("cannot listen for signals; only kill -9 will stop this process");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }

@@ -84,7 +84,9 @@ fn parse_secret(text: &str) -> Result<SecretText, crate::signing::SecretError> {
 pub fn run(verify: &Verify) -> Result<(), Failure> {
     let stdin = Path::new(STDIN);
     if verify.body == stdin && verify.headers.as_deref() == Some(stdin) {
-        return Err(Failure::usage("headers and body cannot both come from the standard input; give --body FILE"));
+        return Err(Failure::usage(
+            "headers and body cannot both come from the standard input; give --body FILE",
+        ));
     }
     let found = match &verify.headers {
         Some(file) => headers::parse(&String::from_utf8_lossy(&read(file)?)).map_err(Failure::no)?,

@@ -16,7 +16,7 @@ use super::{Db, StoreError};
 /// "ringback" in ASCII.
 const LOCK_KEY: i64 = 0x7269_6e67_6261_636b;
 const OLDEST_SERVER: i32 = 140_000;
-const LOCK_WAIT: Duration = Duration::from_secs(60);
+const LOCK_WAIT: Duration = Duration::from_mins(1);
 
 /// Why the schema is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +106,11 @@ pub enum SchemaState {
 /// # Errors
 /// The database cannot be asked.
 pub async fn state(db: &Db) -> Result<SchemaState, StoreError> {
-    let there: bool =
-        sqlx::query_scalar("-- db::migrate::state\nSELECT to_regclass('ringback.schema_migrations') IS NOT NULL")
-            .fetch_one(db.pool())
-            .await?;
+    let there: bool = sqlx::query_scalar(
+        "-- db::migrate::state\nSELECT to_regclass('ringback.schema_migrations') IS NOT NULL",
+    )
+    .fetch_one(db.pool())
+    .await?;
     if !there {
         return Ok(SchemaState::NotMade);
     }
@@ -176,9 +177,8 @@ async fn applied(connection: &mut PgConnection) -> Result<usize, MigrationError>
 }
 
 fn is_lock_timeout(error: &MigrateError) -> bool {
-    let source = match error {
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => source,
-        _ => return false,
+    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
+        return false;
     };
     source.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

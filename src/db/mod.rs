@@ -20,6 +20,11 @@ use sqlx::{ConnectOptions, PgPool, Postgres, Transaction};
 
 /// How long a request waits for a connection before it is told that the database is not there.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Connections whose commits do not wait for the disk.
+const RELAXED_CONNECTIONS: u32 = 3;
+
+/// How long a stop waits for connections that are in use.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A transaction; dropped without `commit`, it rolls back.
 pub type Tx = Transaction<'static, Postgres>;
@@ -72,6 +77,7 @@ fn is_transient(code: &str) -> bool {
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
+    relaxed: PgPool,
 }
 
 impl Db {
@@ -84,24 +90,41 @@ impl Db {
                 ("idle_in_transaction_session_timeout", "15s"),
                 ("timezone", "UTC"),
                 ("jit", "off"),
+                // Plans are pinned. Hot tables are empty at one moment and full at the next, so statistics are always
+                // wrong, and a prepared plan that was made for an empty table reads a full one from end to end.
+                ("enable_seqscan", "off"),
+                ("enable_hashjoin", "off"),
+                ("enable_mergejoin", "off"),
                 // Bounds the wait for a peer that died without a word (tcp only; ignored on Unix sockets).
                 ("tcp_keepalives_idle", "15"),
             ])
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .min_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_secs(300))
-            // A round trip for each statement would be the ping's price; the callers retry instead.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Self { pool }
+        let relaxed = options.clone().options([("synchronous_commit", "off")]);
+        let pool = |options: PgConnectOptions, max_connections| {
+            PgPoolOptions::new()
+                .max_connections(max_connections)
+                .min_connections(1)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(Duration::from_mins(5))
+                // A round trip for each statement would be the ping's price; the callers retry instead.
+                .test_before_acquire(false)
+                .connect_lazy_with(options)
+        };
+        Self {
+            pool: pool(options, max_connections - RELAXED_CONNECTIONS),
+            relaxed: pool(relaxed, RELAXED_CONNECTIONS),
+        }
     }
 
     /// For a single statement.
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// For statements that need not survive a crash of the database, such as claims and signs of life: losing one only
+    /// repeats work, and nobody waits for the disk.
+    pub fn relaxed(&self) -> &PgPool {
+        &self.relaxed
     }
 
     /// Begins a transaction; call it from a supervised task only.
@@ -119,8 +142,12 @@ impl Db {
         Ok(())
     }
 
-    /// Closes all connections; waits for those in use.
+    /// Closes all connections; waits for those in use, but not for ever: one that lost its server without a word may
+    /// never come back (sqlx 0.9, issue 4349).
     pub async fn close(&self) {
-        self.pool.close().await;
+        let both = async { tokio::join!(self.relaxed.close(), self.pool.close()) };
+        if tokio::time::timeout(CLOSE_TIMEOUT, both).await.is_err() {
+            tracing::warn!("some connections to the database did not close in time");
+        }
     }
 }

@@ -13,7 +13,8 @@ use super::{Db, StoreError};
 const DAYS_AHEAD: i32 = 4;
 
 /// The history tables whose partitions carry a day in their name.
-pub(super) const PARENTS: [&str; 6] = ["jobs", "job_ends", "job_attempts", "events", "deliveries", "delivery_attempts"];
+pub(super) const PARENTS: [&str; 6] =
+    ["jobs", "job_ends", "job_attempts", "events", "deliveries", "delivery_attempts"];
 
 /// Makes the partitions of yesterday and the days to come.
 /// # Errors

@@ -1,7 +1,7 @@
 //! [pure] Stop 8 of a job's path: a delivery becomes headers and the exact bytes of a body, signed. Next: `outbound`.
 //!
 //! As Standard Webhooks 1.0 says: `webhook-id` is the event's id and the same on every try and replay,
-//! `webhook-timestamp` is this try's, the body's bytes never change. Called by `engine::send_deliveries`.
+//! `webhook-timestamp` is this try's, the body's bytes never change. Called by `engine::dispatch`.
 //!
 //! Invariant: the signed bytes are the sent bytes, and `data` stands in them byte for byte as it was accepted.
 

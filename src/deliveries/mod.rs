@@ -2,10 +2,11 @@
 //!
 //! Holds the noun and its statuses. `message` makes the signed bytes (stop 8), `retry` decides what an answer means and
 //! `store` records it (stop 9), `scheduling` decides whose turn it is. Called by `engine::fan_out` (creates),
-//! `engine::send_deliveries` (sends, records) and `http::deliveries` (shows, retries). Knows no HTTP, no loop.
+//! `engine::dispatch` (sends, records) and `http::deliveries` (shows, retries). Knows no HTTP, no loop.
 //!
 //! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
 
+pub mod hand_off;
 pub mod message;
 pub mod read_store;
 pub mod retry;
@@ -16,9 +17,6 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::ids::{DeliveryId, EventId, JobId, TenantId};
-
-/// Into so many lanes the receivers are divided; each lane has one owner among the processes.
-pub const LANES: i16 = 64;
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -53,6 +51,25 @@ pub struct NewDelivery {
     pub job: JobId,
     /// Who is called.
     pub target: Uuid,
+    /// One after another with those that share it.
+    pub order: Option<i64>,
+    /// The event's place in the log.
+    pub position: i64,
+}
+
+impl NewDelivery {
+    /// As it is held in memory.
+    pub fn due(&self) -> Due {
+        Due {
+            tenant: self.tenant,
+            lane: lane_of(self.tenant, self.target),
+            id: self.id,
+            target: self.target,
+            order: self.order,
+            position: self.position,
+            replay: false,
+        }
+    }
 }
 
 /// The lane of a target. Stable: it is stored with each waiting delivery.
@@ -61,7 +78,7 @@ pub fn lane_of(tenant: TenantId, target: Uuid) -> i16 {
     hasher.update(tenant.uuid().as_bytes());
     hasher.update(target.as_bytes());
     let digest = hasher.finalize();
-    i16::from(digest[0]) % LANES
+    i16::from(digest[0]) % crate::nodes::LANES
 }
 
 /// A delivery that waits to be sent, as it is held in memory.
@@ -73,4 +90,12 @@ pub struct Due {
     pub id: DeliveryId,
     /// Who is called.
     pub target: Uuid,
+    /// In which lane the target is.
+    pub lane: i16,
+    /// Deliveries of one target that share it go one after another…
+    pub order: Option<i64>,
+    /// … by their place in the log.
+    pub position: i64,
+    /// It gives way to all that is not one.
+    pub replay: bool,
 }

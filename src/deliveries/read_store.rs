@@ -88,6 +88,7 @@ struct AttemptView {
 }
 
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the unit belongs to the names of the API")]
 struct TimingsView {
     dns_ms: Option<f64>,
     connect_ms: Option<f64>,
@@ -109,11 +110,11 @@ macro_rules! select_deliveries {
               q.delivery_id IS NOT NULL AS pending, q.due_at, a.number, a.verdict, a.status_code, a.error_code, a.error_message,
               a.started_at + a.duration_us * interval '1 microsecond' AS tried_at
             FROM ringback.deliveries d
-            LEFT JOIN ringback.delivery_queue q ON q.tenant_id = d.tenant_id AND q.delivery_id = d.id
+            LEFT JOIN LATERAL (SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = d.tenant_id AND q.delivery_id = d.id LIMIT 1) q ON true
             LEFT JOIN LATERAL (
               SELECT * FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY a.number DESC LIMIT 1
             ) a ON true
-            LEFT JOIN ringback.jobs j ON j.tenant_id = d.tenant_id AND j.id = d.job_id
+            LEFT JOIN LATERAL (SELECT callback_url FROM ringback.jobs j WHERE j.tenant_id = d.tenant_id AND j.id = d.job_id LIMIT 1) j ON true
             WHERE d.tenant_id = $1 AND ", $where
         )
     };

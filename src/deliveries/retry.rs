@@ -1,9 +1,10 @@
 //! [pure] Stop 9 of a job's path: what a receiver's answer means, and when to try again. Next: `deliveries::store`.
 //!
-//! The contract's table "What a receiver gets", row by row. Called by `engine::send_deliveries`; the random draw and the
+//! The contract's table "What a receiver gets", row by row. Called by `engine::dispatch`; the random draw and the
 //! time are arguments.
 //!
-//! Invariant: every sequence of tries ends, at the latest after `max_attempts`.
+//! Invariant: every sequence of tries ends, at the latest after `max_attempts`; a try that our own stop interrupted
+//! does not end it.
 
 use std::time::Duration;
 
@@ -64,8 +65,9 @@ pub fn decide(policy: &RetryPolicy, n: u32, answer: &Answer, draw: f64) -> Verdi
     match answer {
         Answer::Status { code: 200..=299, .. } => Verdict::Succeeded,
         Answer::Status { code: 410, .. } | Answer::Blocked => Verdict::Failed,
-        _ if n >= policy.max_attempts => Verdict::Failed,
+        // Our stop is no fault of the receiver's, so it may not be what ends the delivery.
         Answer::Interrupted => Verdict::TryAgain(Duration::ZERO),
+        _ if n >= policy.max_attempts => Verdict::Failed,
         Answer::Status { code: 429 | 503, retry_after: Some(wait) } => {
             // At least as long as was asked; and no longer than the policy's maximum.
             Verdict::TryAgain(policy.backoff(n, draw).max((*wait).min(policy.max)))
@@ -93,12 +95,19 @@ mod tests {
         assert!(matches!(decide(&POLICY, 1, &Answer::NoAnswer, 0.5), Verdict::TryAgain(_)));
         assert_eq!(
             decide(&POLICY, 1, &status(429, Some(600)), 0.5),
-            Verdict::TryAgain(Duration::from_secs(600))
+            Verdict::TryAgain(Duration::from_mins(10))
         );
         // Other statuses do not speak for the receiver's load.
         assert!(
             matches!(decide(&POLICY, 1, &status(500, Some(600)), 0.5), Verdict::TryAgain(wait) if wait < Duration::from_secs(6))
         );
+    }
+
+    #[test]
+    fn a_stop_of_ours_does_not_use_up_the_last_try() {
+        let last = POLICY.max_attempts;
+        assert_eq!(decide(&POLICY, last, &Answer::Interrupted, 0.5), Verdict::TryAgain(Duration::ZERO));
+        assert_eq!(decide(&POLICY, last + 1, &Answer::NoAnswer, 0.5), Verdict::Failed);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! The SQL of deliveries on their way: create, find due ones, load, record, and who owns the lanes.
 //!
-//! Called by `engine::fan_out` (create), `engine::send_deliveries` (the rest). Reading for the API is in `read_store`.
+//! Called by `engine::fan_out` (create), `engine::dispatch` (the rest). Reading for the API is in `read_store`.
 //!
 //! Invariant: a record is written by the owner of the lane only, and for the try that the row expects next; anything
 //! else changes nothing.
@@ -8,8 +8,10 @@
 use std::time::Duration;
 
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::scheduling::{HELD_PER_KEY_MAX, KeyRef, TargetRef};
 use super::{Due, NewDelivery, lane_of};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, Tx};
@@ -22,11 +24,11 @@ pub async fn create(tx: &mut Tx, deliveries: &[NewDelivery]) -> Result<(), Store
     sqlx::query(
         "-- deliveries::store::create
         WITH input AS MATERIALIZED (
-          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::int2[])
-          AS t(tenant_id, id, event_id, event_type, job_id, target_id, lane)
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::int2[], $8::int8[], $9::int8[])
+          AS t(tenant_id, id, event_id, event_type, job_id, target_id, lane, order_key, position)
         ), waiting AS (
-          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at)
-          SELECT tenant_id, id, lane, target_id, event_id, job_id, now() FROM input
+          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at, order_key, position)
+          SELECT tenant_id, id, lane, target_id, event_id, job_id, now(), order_key, position FROM input
         )
         INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, job_id)
         SELECT tenant_id, id, event_id, event_type, job_id FROM input",
@@ -38,6 +40,8 @@ pub async fn create(tx: &mut Tx, deliveries: &[NewDelivery]) -> Result<(), Store
     .bind(deliveries.iter().map(|delivery| delivery.job.uuid()).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.target).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| lane_of(delivery.tenant, delivery.target)).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.order).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.position).collect::<Vec<_>>())
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -58,9 +62,9 @@ pub async fn due(
     let (at, id) = after.map_or((Timestamp::UNIX_EPOCH, Uuid::nil()), |(at, id)| (at, id.uuid()));
     let rows = sqlx::query(
         "-- deliveries::store::due
-        SELECT d.tenant_id, d.delivery_id, d.target_id, d.due_at
+        SELECT d.tenant_id, d.delivery_id, d.target_id, d.lane, d.order_key, d.position, d.is_replay, d.due_at
         FROM (SELECT lane FROM ringback.lanes WHERE owner = $1) l CROSS JOIN LATERAL (
-          SELECT tenant_id, delivery_id, target_id, due_at FROM ringback.delivery_queue q
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
           WHERE q.lane = l.lane AND q.due_at <= now() AND (q.due_at, q.delivery_id) > ($2, $3)
           ORDER BY q.due_at, q.delivery_id LIMIT $4
         ) d
@@ -72,11 +76,89 @@ pub async fn due(
     .bind(limit)
     .fetch_all(db.pool())
     .await?;
-    let read = |row: &sqlx::postgres::PgRow| {
-        let due = Due { tenant: row.get(0), id: row.get(1), target: row.get(2) };
-        (due, (row.get(3), due.id))
+    let read = |row: &PgRow| {
+        let due = read_due(row);
+        (due, (row.get("due_at"), due.id))
     };
     Ok(rows.iter().map(read).collect())
+}
+
+fn read_due(row: &PgRow) -> Due {
+    Due {
+        tenant: row.get("tenant_id"),
+        id: row.get("delivery_id"),
+        target: row.get("target_id"),
+        lane: row.get("lane"),
+        order: row.get("order_key"),
+        position: row.get("position"),
+        replay: row.get("is_replay"),
+    }
+}
+
+/// Due deliveries of one receiver, the longest due first.
+/// # Errors
+/// [`StoreError`].
+pub async fn due_of(db: &Db, (tenant, target): TargetRef, limit: i64) -> Result<Vec<Due>, StoreError> {
+    let rows = sqlx::query(
+        "-- deliveries::store::due_of
+        SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
+        WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 ORDER BY due_at, delivery_id LIMIT $3",
+    )
+    .bind(target)
+    .bind(tenant)
+    .bind(limit)
+    .fetch_all(db.pool())
+    .await?;
+    Ok(rows.iter().map(read_due).collect())
+}
+
+/// The first deliveries of an order key.
+#[derive(Debug, Clone)]
+pub struct KeyRows {
+    /// Of which receiver.
+    pub target: TargetRef,
+    /// Which key.
+    pub key: i64,
+    /// In the order of their positions, each with the time until it is due.
+    pub rows: Vec<(Due, Duration)>,
+    /// There are no others.
+    pub complete: bool,
+}
+
+/// The first deliveries of order keys, due or not: one that waits for its next try blocks those behind it. Keys without
+/// any are left out.
+/// # Errors
+/// [`StoreError`].
+pub async fn heads_of_keys(db: &Db, keys: &[KeyRef]) -> Result<Vec<KeyRows>, StoreError> {
+    let rows = sqlx::query(
+        "-- deliveries::store::heads_of_keys
+        SELECT q.*, CASE WHEN q.due_at = 'infinity' THEN 1e9 ELSE greatest(0, extract(epoch FROM q.due_at - now())) END::float8 AS wait_s
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS k(tenant_id, target_id, order_key) CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
+          WHERE q.target_id = k.target_id AND q.order_key = k.order_key AND q.tenant_id = k.tenant_id
+          ORDER BY q.position LIMIT $4
+        ) q
+        ORDER BY q.target_id, q.order_key, q.position",
+    )
+    .bind(keys.iter().map(|((tenant, _), _)| tenant.uuid()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|((_, target), _)| *target).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, key)| *key).collect::<Vec<_>>())
+    .bind(HELD_PER_KEY_MAX as i64)
+    .fetch_all(db.pool())
+    .await?;
+    let mut found: Vec<KeyRows> = Vec::new();
+    for row in &rows {
+        let due = read_due(row);
+        let (target, key) = ((due.tenant, due.target), due.order.unwrap_or_default());
+        if found.last().is_none_or(|last| (last.target, last.key) != (target, key)) {
+            found.push(KeyRows { target, key, rows: Vec::new(), complete: true });
+        }
+        if let Some(last) = found.last_mut() {
+            last.rows.push((due, Duration::from_secs_f64(row.get("wait_s"))));
+            last.complete = last.rows.len() < HELD_PER_KEY_MAX;
+        }
+    }
+    Ok(found)
 }
 
 /// How long until the next delivery of a node's lanes is due; `None`: nothing waits for a time.
@@ -132,14 +214,14 @@ pub async fn take_off(
     batch: &[Due],
     landed: &[Uuid],
 ) -> Result<Vec<Loaded>, StoreError> {
-    let mut tx = db.begin().await?;
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
     let rows = sqlx::query(
         "-- deliveries::store::take_off
         WITH input AS MATERIALIZED (SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS t(tenant_id, delivery_id)),
         waiting AS MATERIALIZED (
-          SELECT q.tenant_id, q.delivery_id, q.target_id, q.event_id, q.job_id, q.attempt, q.tries
-          FROM input i JOIN ringback.delivery_queue q ON q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id
+          SELECT q.tenant_id, q.delivery_id, q.target_id, q.lane, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.attempt, q.tries
+          FROM input i CROSS JOIN LATERAL (
+            SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id LIMIT 1
+          ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
         ), landed AS (
           DELETE FROM ringback.delivery_flights WHERE owner = $1 AND id = ANY($5)
         ), flight AS (
@@ -148,19 +230,18 @@ pub async fn take_off(
         )
         SELECT w.*, e.type, e.data, e.traceparent, j.callback_url, j.callback_options
         FROM waiting w
-        JOIN ringback.events e ON e.tenant_id = w.tenant_id AND e.id = w.event_id
-        JOIN ringback.jobs j ON j.tenant_id = w.tenant_id AND j.id = w.job_id",
+        CROSS JOIN LATERAL (SELECT * FROM ringback.events e WHERE e.tenant_id = w.tenant_id AND e.id = w.event_id LIMIT 1) e
+        CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.job_id LIMIT 1) j",
     )
     .bind(owner)
     .bind(flight)
     .bind(batch.iter().map(|due| due.tenant.uuid()).collect::<Vec<_>>())
     .bind(batch.iter().map(|due| due.id.uuid()).collect::<Vec<_>>())
     .bind(landed)
-    .fetch_all(&mut *tx)
+    .fetch_all(db.relaxed())
     .await?;
-    tx.commit().await?;
-    let read = |row: &sqlx::postgres::PgRow| Loaded {
-        due: Due { tenant: row.get("tenant_id"), id: row.get("delivery_id"), target: row.get("target_id") },
+    let read = |row: &PgRow| Loaded {
+        due: read_due(row),
         event: row.get("event_id"),
         event_type: row.get("type"),
         data: row.get("data"),
@@ -227,24 +308,23 @@ pub async fn record(db: &Db, owner: Uuid, batch: &[Record]) -> Result<Vec<bool>,
             $11::timestamptz[], $12::int4[], $13::int4[], $14::int4[], $15::int4[], $16::int4[], $17::text[], $18::text[], $19::bytea[], $20::bool[])
           AS t(tenant_id, delivery_id, number, id, verdict, wait_s, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
+        ), mine AS MATERIALIZED (
+          -- In one order for all, or two batches could wait for each other.
+          SELECT i.*, q.at FROM (SELECT * FROM input ORDER BY tenant_id, delivery_id) i CROSS JOIN LATERAL (
+            SELECT q.ctid AS at, q.lane FROM ringback.delivery_queue q
+            WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1 LIMIT 1 FOR UPDATE
+          ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
         ), ended AS (
-          DELETE FROM ringback.delivery_queue q USING input i
-          WHERE i.verdict <> 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
-            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
-          RETURNING q.delivery_id
+          DELETE FROM ringback.delivery_queue WHERE ctid = ANY(ARRAY(SELECT at FROM mine WHERE verdict <> 0))
         ), again AS (
-          UPDATE ringback.delivery_queue q SET due_at = now() + i.wait_s * interval '1 s', attempt = i.number, tries = q.tries + 1
-          FROM input i
-          WHERE i.verdict = 0 AND q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id AND q.attempt = i.number - 1
-            AND EXISTS (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1)
-          RETURNING q.delivery_id
-        ), mine AS MATERIALIZED (SELECT delivery_id FROM ended UNION ALL SELECT delivery_id FROM again),
-        tried AS (
+          UPDATE ringback.delivery_queue q SET due_at = now() + m.wait_s * interval '1 s', attempt = m.number, tries = q.tries + 1
+          FROM mine m WHERE m.verdict = 0 AND q.ctid = m.at
+        ), tried AS (
           INSERT INTO ringback.delivery_attempts (tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated)
           SELECT tenant_id, delivery_id, number, id, verdict, status_code, error_code, error_message,
             started_at, duration_us, dns_us, connect_us, tls_us, first_byte_us, remote_address, response_headers, response_body, truncated
-          FROM input i WHERE EXISTS (SELECT FROM mine m WHERE m.delivery_id = i.delivery_id)
+          FROM mine
         )
         SELECT delivery_id FROM mine",
     )

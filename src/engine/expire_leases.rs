@@ -29,7 +29,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             }
             Err(error) => tracing::warn!(%error, "cannot look for expired leases"),
         }
-        if !pause(&stop, None, jittered(EVERY)).await {
+        if !pause(&stop, Some(&shared.wakeups.leases), jittered(EVERY)).await {
             return;
         }
     }

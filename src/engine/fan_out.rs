@@ -1,5 +1,5 @@
 //! Stop 7 of a job's path: committed events get their positions in the log, and a delivery for each receiver. Next:
-//! `engine::send_deliveries`.
+//! `engine::dispatch`.
 //!
 //! One transaction numbers a batch and creates its deliveries, so each event is fanned out exactly once, in the order
 //! of the log, also across a crash. Today the receivers are callbacks.
@@ -23,7 +23,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     loop {
         let more = match fan_out(&shared).await {
             Ok((numbered, created)) => {
-                if !created.is_empty() && shared.hand_off.0.try_send(created).is_err() {
+                if !created.is_empty() && !shared.hand_off.give(created) {
                     // The dispatcher is busy; it finds them in the database.
                     shared.wakeups.deliveries.notify_one();
                 }
@@ -57,6 +57,8 @@ async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
                 event_type: event.event_type.clone(),
                 job: callback.job,
                 target: callback.target,
+                order: None,
+                position: event.position,
             })
         })
         .collect();
@@ -64,10 +66,6 @@ async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
         deliveries::store::create(&mut tx, &created).await?;
     }
     tx.commit().await?;
-    let due = created.iter().map(|delivery| Due {
-        tenant: delivery.tenant,
-        id: delivery.id,
-        target: delivery.target,
-    });
+    let due = created.iter().map(NewDelivery::due);
     Ok((numbered.len(), due.collect()))
 }

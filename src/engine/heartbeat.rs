@@ -56,7 +56,9 @@ async fn beat(shared: &Shared, presence: &mut Option<Presence>) -> Result<(), St
 async fn extend(shared: &Shared) {
     match lease_store::extend(&shared.db, shared.node_id(), LEASE).await {
         Ok(unwanted) => {
-            unwanted.into_iter().for_each(|(tenant, job)| shared.running_jobs.cancel(tenant, job))
+            for (tenant, job) in unwanted {
+                shared.running_jobs.cancel(tenant, job);
+            }
         }
         Err(error) => tracing::warn!(%error, "cannot put off the expiry of leases"),
     }

@@ -9,7 +9,7 @@ use crate::idempotency;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
-const EVERY: Duration = Duration::from_secs(600);
+const EVERY: Duration = Duration::from_mins(10);
 const PURGE_BATCH: i64 = 5000;
 
 /// The loop.

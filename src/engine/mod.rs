@@ -5,10 +5,10 @@
 //! | `heartbeat` | all | – | 1 s |
 //! | `reap_nodes` | all | – | 1 s |
 //! | `run_jobs` | executor | accept, promote, expire | 1 s |
-//! | `expire_leases` | scheduler | – | 1 s |
+//! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
 //! | `fan_out` | dispatcher | finish | 1 s |
-//! | `send_deliveries` | dispatcher | fan-out, outcomes | the next due time, 1 s |
+//! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
 //! | `wake_waiters` | api | – | 0.5 s, if someone waits |
 //! | `refresh_keys` | api | – | 1 s |
 //! | `maintain` | scheduler | – | 10 min |
@@ -16,6 +16,7 @@
 //! Called by `app`, which hands them to the supervisor. Knows no HTTP.
 
 pub mod batches;
+pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
 pub mod heartbeat;
@@ -24,8 +25,6 @@ pub mod promote_due;
 pub mod reap_nodes;
 pub mod refresh_keys;
 pub mod run_jobs;
-pub mod send_deliveries;
-pub mod transmit;
 pub mod wake_waiters;
 
 use std::sync::Arc;
@@ -68,7 +67,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     }
     if roles.dispatcher {
         start!(Work, fan_out);
-        start!(Work, send_deliveries);
+        start!(Work, dispatch);
     }
 }
 

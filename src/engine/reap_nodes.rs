@@ -17,6 +17,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                 }
                 if !dead.is_empty() {
                     shared.wakeups.deliveries.notify_one();
+                    shared.wakeups.leases.notify_one();
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot look for dead nodes"),

@@ -5,6 +5,7 @@
 //!
 //! Invariant: every lease that is claimed is ended, given back, or (if the process dies) expires.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,13 +48,28 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                 Vec::new()
             }
         };
-        let full = claimed.len() >= free;
+        let more = may_have_more(&claimed, free);
         start_all(&shared, &stop, claimed, (first, &permits), &mut running).await;
-        if !full && !pause(&stop, Some(&shared.wakeups.jobs), jittered(POLL)).await {
+        if !more && !pause(&stop, Some(&shared.wakeups.jobs), jittered(POLL)).await {
             break;
         }
     }
     while running.join_next().await.is_some() {}
+}
+
+/// Did the claim leave jobs behind that could run now? Each line has an equal share of the free places, so one line may
+/// have more than its share while another did not need its own.
+fn may_have_more(claimed: &[Lease], free: usize) -> bool {
+    let mut lines: HashMap<_, usize> = HashMap::new();
+    for lease in claimed {
+        *lines.entry((lease.job.tenant, &lease.job.queue, &lease.job.kind)).or_default() += 1;
+    }
+    share_used_up(&lines.into_values().collect::<Vec<_>>(), free)
+}
+
+fn share_used_up(claimed_by_line: &[usize], free: usize) -> bool {
+    let share = free.div_ceil(claimed_by_line.len().max(1));
+    claimed_by_line.iter().any(|claimed| *claimed >= share)
 }
 
 async fn start_all(
@@ -117,13 +133,13 @@ async fn run_one(shared: &Shared, stop: &Stop, lease: Lease) {
     let duration_ms = (finished_at - lease.started_at).num_milliseconds();
     match shared.finish.submit_patiently(finish).await {
         Ok(true) => {
-            tracing::debug!(job.id = %job.id, attempt = tries.attempt, ?outcome, duration_ms, "job {} tried", job.id)
+            tracing::debug!(job.id = %job.id, attempt = tries.attempt, ?outcome, duration_ms, "job {} tried", job.id);
         }
         Ok(false) => {
-            tracing::warn!(job.id = %job.id, attempt = tries.attempt, "job {} lost its lease; its result is dropped", job.id)
+            tracing::warn!(job.id = %job.id, attempt = tries.attempt, "job {} lost its lease; its result is dropped", job.id);
         }
         Err(error) => {
-            tracing::error!(job.id = %job.id, %error, "the end of a try cannot be written; its lease will expire")
+            tracing::error!(job.id = %job.id, %error, "the end of a try cannot be written; its lease will expire");
         }
     }
 }
@@ -140,7 +156,22 @@ async fn give_back(shared: &Shared, lease: &Lease) {
     match lease_store::release(&shared.db, &[lease.token]).await {
         Ok(_) => tracing::info!(job.id = %lease.job.id, "job {} is given back", lease.job.id),
         Err(error) => {
-            tracing::warn!(job.id = %lease.job.id, %error, "a job cannot be given back; its lease will expire")
+            tracing::warn!(job.id = %lease.job.id, %error, "a job cannot be given back; its lease will expire");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share_used_up;
+
+    #[test]
+    fn a_line_that_used_up_its_share_may_have_more() {
+        assert!(!share_used_up(&[], 256), "nothing waits");
+        assert!(!share_used_up(&[255], 256), "all that waited was claimed");
+        assert!(share_used_up(&[256], 256));
+        assert!(share_used_up(&[128, 1], 256), "the second line did not need its share");
+        assert!(!share_used_up(&[100, 1], 256));
+        assert!(share_used_up(&[1], 1));
     }
 }

@@ -77,11 +77,11 @@ pub async fn number(tx: &mut Tx, limit: i64) -> Result<Vec<Numbered>, StoreError
         ), shares AS MATERIALIZED (
           SELECT tenant_id, greatest(1, ceil($1::float8 / count(*) OVER ()))::int8 AS share FROM tenants
         ), picked AS MATERIALIZED (
-          SELECT p.tenant_id, p.event_id FROM shares s CROSS JOIN LATERAL (
-            SELECT i.tenant_id, i.event_id FROM ringback.event_inbox i WHERE i.tenant_id = s.tenant_id ORDER BY i.event_id LIMIT s.share
+          SELECT p.at FROM shares s CROSS JOIN LATERAL (
+            SELECT i.ctid AS at FROM ringback.event_inbox i WHERE i.tenant_id = s.tenant_id ORDER BY i.event_id LIMIT s.share FOR UPDATE
           ) p
         ), taken AS (
-          DELETE FROM ringback.event_inbox i USING picked p WHERE i.tenant_id = p.tenant_id AND i.event_id = p.event_id RETURNING i.*
+          DELETE FROM ringback.event_inbox WHERE ctid = ANY(ARRAY(SELECT at FROM picked)) RETURNING *
         ), numbered AS MATERIALIZED (
           SELECT t.*, s.last + row_number() OVER (ORDER BY t.event_id) AS position FROM taken t CROSS JOIN sequence s
         ), logged AS (

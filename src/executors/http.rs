@@ -61,8 +61,7 @@ impl HttpExecutor {
             read_body_max: BODY_KEPT_MAX,
         };
         match self.client.send(request).await.result {
-            Err(error) => failed(&error),
-            Ok(Answer { body_end: BodyEnd::Broken(error), .. }) => failed(&error),
+            Err(error) | Ok(Answer { body_end: BodyEnd::Broken(error), .. }) => failed(&error),
             Ok(answer) if input.is_success(answer.status) => TryResult::Succeeded(result_of(&answer)),
             Ok(answer) => wrong_status(&answer, job),
         }

@@ -124,8 +124,15 @@ pub struct Query {
 impl Query {
     /// Of this request.
     pub fn of(request: &HttpRequest) -> Self {
-        let pairs = url::form_urlencoded::parse(request.query_string().as_bytes());
-        Self { pairs: pairs.into_owned().collect(), known: Vec::new(), faults: Faults::default() }
+        let pairs: Vec<(String, String)> =
+            url::form_urlencoded::parse(request.query_string().as_bytes()).into_owned().collect();
+        let mut query = Self { pairs: Vec::new(), known: Vec::new(), faults: Faults::default() };
+        // PostgreSQL's text cannot hold a NUL, so nothing that is asked for can have one.
+        for (name, _) in pairs.iter().filter(|(name, value)| name.contains('\0') || value.contains('\0')) {
+            query.fault(name, "may not hold a NUL character");
+        }
+        query.pairs = pairs;
+        query
     }
 
     /// A parameter's text.
@@ -165,13 +172,16 @@ impl Query {
         Some(at.to_utc())
     }
 
-    /// `name[key]=value` pairs.
-    pub fn map(&mut self, name: &'static str) -> BTreeMap<String, String> {
-        self.known.push(name);
+    /// `name[key]=value` pairs; `example` shows one.
+    pub fn map(&mut self, name: &str, example: &'static str) -> BTreeMap<String, String> {
+        self.known.push(example);
         let mut map = BTreeMap::new();
         self.pairs.retain(|(key, value)| {
             let inner = key.strip_prefix(name).and_then(|rest| rest.strip_prefix('[')?.strip_suffix(']'));
-            inner.map(|inner| map.insert(inner.to_owned(), value.clone())).is_none()
+            // A key that comes twice stays, and is a fault in the end.
+            let Some(inner) = inner.filter(|inner| !map.contains_key(*inner)) else { return true };
+            map.insert(inner.to_owned(), value.clone());
+            false
         });
         map
     }
@@ -217,10 +227,12 @@ impl Query {
     pub fn finish(mut self) -> Result<(), ApiError> {
         let known = self.known.join(", ");
         for (name, _) in std::mem::take(&mut self.pairs) {
-            let text = if self.known.contains(&name.as_str()) {
-                "is given twice".to_owned()
-            } else {
-                format!("unknown parameter; the known ones are: {known}")
+            let family = name.split_once('[').map(|(family, _)| format!("{family}[…]"));
+            let is_known = self.known.iter().any(|one| *one == name || Some(*one) == family.as_deref());
+            let text = match known.as_str() {
+                _ if is_known => "is given twice".to_owned(),
+                "" => "unknown parameter; there are none here".to_owned(),
+                known => format!("unknown parameter; the known ones are: {known}"),
             };
             self.fault(&name, text);
         }

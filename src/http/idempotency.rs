@@ -5,7 +5,7 @@
 use actix_web::HttpRequest;
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use actix_web::http::header::LOCATION;
+use actix_web::http::header::{LOCATION, RETRY_AFTER};
 use sha2::{Digest, Sha256};
 
 use super::extract::invalid;
@@ -89,6 +89,10 @@ fn replay(stored: StoredAnswer) -> HttpResponse {
     response.content_type("application/json").insert_header(("idempotency-replayed", "true"));
     if let Some(location) = stored.location {
         response.insert_header((LOCATION, location));
+        // As the first answer had it: a job that is accepted is asked about later.
+        if status == StatusCode::ACCEPTED {
+            response.insert_header((RETRY_AFTER, "1"));
+        }
     }
     response.body(stored.body)
 }

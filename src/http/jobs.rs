@@ -72,7 +72,7 @@ pub async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Htt
         status: query.word("status", &JobStatus::WORDS),
         kind: query.text("kind"),
         queue: query.text("queue"),
-        metadata: query.map("metadata"),
+        metadata: query.map("metadata", "metadata[…]"),
     };
     let page = query.page();
     query.finish()?;

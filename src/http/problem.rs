@@ -84,30 +84,73 @@ impl From<SecretError> for ApiError {
     }
 }
 
-/// Status, slug, title: one row for each kind of error. Exhaustive, so that a new kind needs a row to compile.
-fn row(error: &ApiError) -> (u16, &'static str, &'static str) {
+/// Declares the kinds of problems together with their list, so that neither can lack what the other has.
+macro_rules! kinds {
+    ($($kind:ident: $status:literal, $slug:literal, $title:literal;)*) => {
+        /// The kinds of problems: what a client can tell apart. Each has a paragraph in `docs/errors.md`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Kind { $(#[doc = $title] $kind,)* }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            /// Status, slug, title.
+            const fn row(self) -> (u16, &'static str, &'static str) {
+                match self { $(Self::$kind => ($status, $slug, $title),)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    NotJson: 400, "not-json", "The body is not JSON";
+    Unauthorized: 401, "unauthorized", "No valid API key";
+    Forbidden: 403, "forbidden", "The key lacks a scope";
+    NotFound: 404, "not-found", "Not found";
+    MethodNotAllowed: 405, "method-not-allowed", "Method not allowed";
+    BodyTimeout: 408, "body-timeout", "The body came too slowly";
+    Conflict: 409, "conflict", "The object's state does not allow this";
+    KeyRunning: 409, "idempotency-key-running", "The first request is still running";
+    LeaseLost: 409, "lease-lost", "The lease is no longer held";
+    TooLarge: 413, "too-large", "Too large";
+    MediaType: 415, "unsupported-media-type", "Unsupported media type";
+    Invalid: 422, "invalid-request", "The request is not valid";
+    KeyReused: 422, "idempotency-key-reused", "The Idempotency-Key belongs to another request";
+    Internal: 500, "internal", "Internal error";
+    Unavailable: 503, "unavailable", "The database cannot be reached";
+}
+
+impl Kind {
+    /// The status of its answers.
+    pub const fn status(self) -> u16 {
+        self.row().0
+    }
+
+    /// Its stable name: `code`, and the end of `type`.
+    pub const fn slug(self) -> &'static str {
+        self.row().1
+    }
+}
+
+/// Exhaustive, so that a new error needs a kind to compile.
+fn kind_of(error: &ApiError) -> Kind {
     match error {
-        ApiError::Unauthorized => (401, "unauthorized", "No valid API key"),
-        ApiError::Forbidden(_) => (403, "forbidden", "The key lacks a scope"),
-        ApiError::NotFound(_) | ApiError::Store(StoreError::NotFound) => (404, "not-found", "Not found"),
-        ApiError::MethodNotAllowed(_) => (405, "method-not-allowed", "Method not allowed"),
-        ApiError::NotJson(_) => (400, "not-json", "The body is not JSON"),
-        ApiError::BodyTimeout => (408, "body-timeout", "The body came too slowly"),
-        ApiError::TooLarge(_) => (413, "too-large", "Too large"),
-        ApiError::MediaType(_) => (415, "unsupported-media-type", "Unsupported media type"),
-        ApiError::Invalid(_) => (422, "invalid-request", "The request is not valid"),
-        ApiError::KeyReused => {
-            (422, "idempotency-key-reused", "The Idempotency-Key belongs to another request")
-        }
-        ApiError::KeyRunning => (409, "idempotency-key-running", "The first request is still running"),
-        ApiError::Store(StoreError::Conflict(_)) => {
-            (409, "conflict", "The object's state does not allow this")
-        }
-        ApiError::Store(StoreError::LeaseLost) => (409, "lease-lost", "The lease is no longer held"),
-        ApiError::Store(StoreError::Unavailable(_)) => (503, "unavailable", "The database cannot be reached"),
-        ApiError::Store(StoreError::Bug(_)) | ApiError::Seal(_) | ApiError::Lost(_) => {
-            (500, "internal", "Internal error")
-        }
+        ApiError::Unauthorized => Kind::Unauthorized,
+        ApiError::Forbidden(_) => Kind::Forbidden,
+        ApiError::NotFound(_) | ApiError::Store(StoreError::NotFound) => Kind::NotFound,
+        ApiError::MethodNotAllowed(_) => Kind::MethodNotAllowed,
+        ApiError::NotJson(_) => Kind::NotJson,
+        ApiError::BodyTimeout => Kind::BodyTimeout,
+        ApiError::TooLarge(_) => Kind::TooLarge,
+        ApiError::MediaType(_) => Kind::MediaType,
+        ApiError::Invalid(_) => Kind::Invalid,
+        ApiError::KeyReused => Kind::KeyReused,
+        ApiError::KeyRunning => Kind::KeyRunning,
+        ApiError::Store(StoreError::Conflict(_)) => Kind::Conflict,
+        ApiError::Store(StoreError::LeaseLost) => Kind::LeaseLost,
+        ApiError::Store(StoreError::Unavailable(_)) => Kind::Unavailable,
+        ApiError::Store(StoreError::Bug(_)) | ApiError::Seal(_) | ApiError::Lost(_) => Kind::Internal,
     }
 }
 
@@ -141,7 +184,7 @@ struct Problem<'a> {
 impl ApiError {
     /// The answer to a request of this id.
     pub fn to_response(&self, request_id: &str) -> HttpResponse {
-        let (status, slug, title) = row(self);
+        let (status, slug, title) = kind_of(self).row();
         if status >= 500 {
             self.log(request_id, status);
         }
@@ -189,7 +232,7 @@ impl ApiError {
 
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(row(self).0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        StatusCode::from_u16(kind_of(self).status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
     fn error_response(&self) -> HttpResponse {
         // The middleware makes the answer that the client gets; this one is without the request's id.

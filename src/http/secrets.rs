@@ -14,7 +14,7 @@ use crate::tenants::callback_secret::{LiveSecrets, live, rotate as rotate_secret
 
 /// The longest overlap: a week.
 const OVERLAP_MAX_S: f64 = 604_800.0;
-const OVERLAP_DEFAULT: Duration = Duration::from_secs(86_400);
+const OVERLAP_DEFAULT: Duration = Duration::from_hours(24);
 
 /// `GET /v1/callback-secret`.
 pub async fn get(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, ApiError> {

@@ -8,13 +8,15 @@ use actix_web::http::header::{LOCATION, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::value::RawValue;
 
-use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES};
+use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES, Query};
 use super::idempotency::{self, HeldKey, Standing};
 use super::jobs::wait_for_end;
 use super::problem::ApiError;
 use crate::clock;
 use crate::fields::{Faults, Fields};
+use crate::jobs::create::FirstAnswer;
 use crate::jobs::new_job::{self, Context, Refused};
+use crate::jobs::read_store::StoredJob;
 use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::view::{JobState, JobView};
 use crate::jobs::{BATCH_MAX, Job, create};
@@ -28,6 +30,7 @@ pub async fn submit(
     shared: web::Data<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    Query::of(&request).finish()?;
     let bytes = extract::json_body(&request, payload, BODY_MAX_BYTES, 1).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
@@ -37,14 +40,14 @@ pub async fn submit(
     let job =
         parse(&request, &shared, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
     let body = JobView::new(&job, &JobState::accepted()).to_json();
-    let accept = accept_of(&shared, job, held.as_ref().map(|held| (held, body.as_str())))?;
-    if accept.job.unique_key.is_some() {
-        return submit_unique(&request, &shared, accept).await;
+    if job.unique_key.is_some() {
+        return submit_unique(&request, &shared, (job, body), held).await;
     }
-    let (tenant, id) = (accept.job.tenant, accept.job.id);
+    let (tenant, id) = (job.tenant, job.id);
+    let accept = accept_of(&shared, job, held.as_ref().map(|held| (held, body.as_str())))?;
     match shared.accept.submit(accept).await? {
-        Accepted::Stored => answer(&request, &shared, tenant, id, Some(body)).await,
-        Accepted::KeyTaken => taken(&shared, &caller, held).await,
+        Accepted::Stored => answer(&request, &shared, tenant, id, body).await,
+        Accepted::KeyTaken => taken(&shared, tenant, held).await,
     }
 }
 
@@ -52,29 +55,39 @@ pub async fn submit(
 async fn submit_unique(
     request: &HttpRequest,
     shared: &web::Data<Shared>,
-    accept: Accept,
+    (job, body): (Job, String),
+    held: Option<HeldKey>,
 ) -> Result<HttpResponse, ApiError> {
-    let (db, tenant, id) = (shared.db.clone(), accept.job.tenant, accept.job.id);
-    let key = accept.key.clone();
-    let created = shared.tasks.run(async move { create::create(&db, vec![accept], key).await }).await??;
-    match created {
-        create::Created::KeyTaken => Err(ApiError::KeyRunning),
-        create::Created::Stored { holders } => {
-            shared.wakeups.jobs.notify_one();
-            shared.wakeups.scheduled.notify_one();
-            match holders.first().copied().flatten() {
-                None => answer(request, shared, tenant, id, None).await,
-                Some(holder) => {
-                    let stored = read(shared, tenant, holder).await?;
-                    let body = JobView::new(&stored.job, &stored.state).to_json();
-                    Ok(HttpResponse::Ok()
-                        .insert_header((LOCATION, location(holder)))
-                        .content_type("application/json")
-                        .body(body))
-                }
-            }
+    let (tenant, id) = (job.tenant, job.id);
+    let accepts = vec![accept_of(shared, job, None)?];
+    let first = move |holders: &[Option<StoredJob>]| match holders {
+        [Some(holder)] => {
+            FirstAnswer { status: 200, location: Some(location(holder.job.id)), body: view(holder) }
         }
+        _ => FirstAnswer { status: 202, location: Some(location(id)), body },
+    };
+    match create_all(shared, accepts, held.as_ref(), first).await? {
+        None => taken(shared, tenant, held).await,
+        Some(first) if first.status == 202 => answer(request, shared, tenant, id, first.body).await,
+        Some(first) => Ok(HttpResponse::Ok()
+            .insert_header((LOCATION, first.location.unwrap_or_default()))
+            .content_type("application/json")
+            .body(first.body)),
     }
+}
+
+/// Stores jobs, their unique keys and the answer under the request's key in one commit.
+async fn create_all(
+    shared: &web::Data<Shared>,
+    accepts: Vec<Accept>,
+    held: Option<&HeldKey>,
+    first: impl FnOnce(&[Option<StoredJob>]) -> FirstAnswer + Send + 'static,
+) -> Result<Option<FirstAnswer>, ApiError> {
+    let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
+    let created = shared.tasks.run(async move { create::create(&db, accepts, key, first).await }).await??;
+    shared.wakeups.jobs.notify_one();
+    shared.wakeups.scheduled.notify_one();
+    Ok(created)
 }
 
 /// `POST /v1/jobs/batch`: all or nothing.
@@ -84,6 +97,7 @@ pub async fn submit_batch(
     shared: web::Data<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
+    Query::of(&request).finish()?;
     let bytes = extract::json_body(&request, payload, BATCH_BODY_MAX_BYTES, 3).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
@@ -93,32 +107,24 @@ pub async fn submit_batch(
     let jobs = parse_batch(&request, &shared, &caller, extract::raw(&bytes)?)?;
     let views: Vec<String> =
         jobs.iter().map(|job| JobView::new(job, &JobState::accepted()).to_json()).collect();
-    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
     let accepts = jobs.into_iter().map(|job| accept_of(&shared, job, None)).collect::<Result<Vec<_>, _>>()?;
-    let body = batch_body(&views);
-    let key = held.as_ref().map(|held| held.stored(None, &body));
-    let db = shared.db.clone();
-    let created = shared.tasks.run(async move { create::create(&db, accepts, key).await }).await??;
-    let create::Created::Stored { holders } = created else {
-        return taken(&shared, &caller, held).await;
+    // Those that stand there already, under their unique keys, are shown as they stand.
+    let first = move |holders: &[Option<StoredJob>]| {
+        let shown: Vec<String> = views
+            .into_iter()
+            .zip(holders)
+            .map(|(fresh, holder)| holder.as_ref().map_or(fresh, view))
+            .collect();
+        FirstAnswer { status: 202, location: None, body: batch_body(&shown) }
     };
-    shared.wakeups.jobs.notify_one();
-    shared.wakeups.scheduled.notify_one();
-    if holders.iter().all(Option::is_none) {
-        return Ok(HttpResponse::Accepted().content_type("application/json").body(body));
+    match create_all(&shared, accepts, held.as_ref(), first).await? {
+        None => taken(&shared, caller.tenant, held).await,
+        Some(first) => Ok(HttpResponse::Accepted().content_type("application/json").body(first.body)),
     }
-    // Some of them stand there already, under their unique keys: these are shown as they stand.
-    let mut shown = Vec::with_capacity(ids.len());
-    for ((view, _), holder) in views.into_iter().zip(ids).zip(holders) {
-        shown.push(match holder {
-            None => view,
-            Some(holder) => {
-                let stored = read(&shared, caller.tenant, holder).await?;
-                JobView::new(&stored.job, &stored.state).to_json()
-            }
-        });
-    }
-    Ok(HttpResponse::Accepted().content_type("application/json").body(batch_body(&shown)))
+}
+
+fn view(stored: &StoredJob) -> String {
+    JobView::new(&stored.job, &stored.state).to_json()
 }
 
 fn batch_body(views: &[String]) -> String {
@@ -168,7 +174,7 @@ fn parse_batch(
             Ok(job) => jobs.push(job),
             Err(Refused::InputTooLarge) => return Err(too_large()),
             Err(Refused::Faults(found)) => {
-                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail))
+                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail));
             }
         }
     }
@@ -185,30 +191,15 @@ fn location(id: crate::ids::JobId) -> String {
     format!("/v1/jobs/{id}")
 }
 
-async fn read(
-    shared: &web::Data<Shared>,
-    tenant: crate::ids::TenantId,
-    id: crate::ids::JobId,
-) -> Result<crate::jobs::read_store::StoredJob, ApiError> {
-    let db = shared.db.clone();
-    Ok(shared.tasks.run(async move { crate::jobs::read_store::get(&db, tenant, id).await }).await??)
-}
-
 /// 202 at once, or 200 when the client prefers to wait and the job ended in time.
 async fn answer(
     request: &HttpRequest,
     shared: &web::Data<Shared>,
     tenant: crate::ids::TenantId,
     id: crate::ids::JobId,
-    body: Option<String>,
+    body: String,
 ) -> Result<HttpResponse, ApiError> {
     let Some(wait) = extract::prefer_wait(request) else {
-        let body = match body {
-            Some(body) => body,
-            None => read(shared, tenant, id)
-                .await
-                .map(|stored| JobView::new(&stored.job, &stored.state).to_json())?,
-        };
         return Ok(HttpResponse::Accepted()
             .insert_header((LOCATION, location(id)))
             .insert_header((RETRY_AFTER, "1"))
@@ -223,15 +214,15 @@ async fn answer(
     if !finished {
         response.insert_header((RETRY_AFTER, "1"));
     }
-    Ok(response.body(JobView::new(&stored.job, &stored.state).to_json()))
+    Ok(response.body(view(&stored)))
 }
 
 /// Another process was quicker with the same key: its answer is ours.
 async fn taken(
     shared: &web::Data<Shared>,
-    caller: &Caller,
+    tenant: crate::ids::TenantId,
     held: Option<HeldKey>,
 ) -> Result<HttpResponse, ApiError> {
     let held = held.ok_or(ApiError::KeyRunning)?;
-    idempotency::find(shared, caller.tenant, &held).await?.ok_or(ApiError::KeyRunning)
+    idempotency::find(shared, tenant, &held).await?.ok_or(ApiError::KeyRunning)
 }

@@ -44,8 +44,6 @@ pub async fn claim(
     limit: i64,
     lease: Duration,
 ) -> Result<Vec<Lease>, StoreError> {
-    let mut tx = db.begin().await?;
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
     let leases = sqlx::query_as::<_, Lease>(
         "-- jobs::lease_store::claim
         WITH RECURSIVE lines AS (
@@ -57,16 +55,17 @@ pub async fn claim(
             ORDER BY r.tenant_id, r.queue, r.kind LIMIT 1
           ) n
         ), wanted AS MATERIALIZED (
-          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2)
+          -- Where there are more lines than free places, chance decides who is served: any fixed order starves the last.
+          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2) ORDER BY random()
         ), picked AS MATERIALIZED (
-          SELECT r.tenant_id, r.job_id FROM wanted w CROSS JOIN LATERAL (
-            SELECT tenant_id, job_id FROM ringback.job_ready r
+          SELECT r.at FROM wanted w CROSS JOIN LATERAL (
+            SELECT r.ctid AS at FROM ringback.job_ready r
             WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind
             ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT w.share FOR UPDATE SKIP LOCKED
           ) r
           LIMIT $3
         ), taken AS (
-          DELETE FROM ringback.job_ready r USING picked p WHERE r.tenant_id = p.tenant_id AND r.job_id = p.job_id RETURNING r.*
+          DELETE FROM ringback.job_ready WHERE ctid = ANY(ARRAY(SELECT at FROM picked)) RETURNING *
         ), leased AS (
           INSERT INTO ringback.job_leases (tenant_id, job_id, token, holder, queue, kind, priority, attempt, tries, crashes, started_at, expires_at)
           SELECT tenant_id, job_id, gen_random_uuid(), $1, queue, kind, priority, attempt + 1, tries + 1, crashes, now(), now() + $4 * interval '1 s'
@@ -76,15 +75,14 @@ pub async fn claim(
         SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at,
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
           j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
-        FROM leased l JOIN ringback.jobs j ON j.tenant_id = l.tenant_id AND j.id = l.job_id",
+        FROM leased l CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j",
     )
     .bind(node)
     .bind(kinds)
     .bind(limit)
     .bind(lease.as_secs_f64())
-    .fetch_all(&mut *tx)
+    .fetch_all(db.relaxed())
     .await?;
-    tx.commit().await?;
     Ok(leases)
 }
 
@@ -115,7 +113,7 @@ pub async fn extend(db: &Db, node: Uuid, lease: Duration) -> Result<Vec<(TenantI
     )
     .bind(node)
     .bind(lease.as_secs_f64())
-    .fetch_all(db.pool())
+    .fetch_all(db.relaxed())
     .await?;
     Ok(rows.iter().filter(|row| row.get(2)).map(|row| (row.get(0), row.get(1))).collect())
 }
@@ -161,38 +159,53 @@ pub enum Then {
     Again(Duration),
 }
 
+/// What stands in the columns of the statement; `None` where the job did not end, or is not tried again.
+impl TryEnd {
+    fn status(&self) -> Option<i16> {
+        match &self.then {
+            Then::End { status, .. } => Some(status.code()),
+            Then::Again(_) => None,
+        }
+    }
+    fn wait_s(&self) -> Option<f64> {
+        match &self.then {
+            Then::End { .. } => None,
+            Then::Again(after) => Some(after.as_secs_f64()),
+        }
+    }
+    fn result(&self) -> Option<&[u8]> {
+        match &self.then {
+            Then::End { result, .. } => result.as_ref().map(String::as_bytes),
+            Then::Again(_) => None,
+        }
+    }
+    fn unique_key(&self) -> Option<&str> {
+        match &self.then {
+            Then::End { unique_key, .. } => unique_key.as_deref(),
+            Then::Again(_) => None,
+        }
+    }
+}
+
 /// Writes the ends of tries, in the caller's transaction. Answers which of them held their lease; the others changed
 /// nothing.
 /// # Errors
 /// [`StoreError`].
 pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> {
-    let status = |end: &TryEnd| match &end.then {
-        Then::End { status, .. } => Some(status.code()),
-        Then::Again(_) => None,
-    };
-    let wait = |end: &TryEnd| match &end.then {
-        Then::End { .. } => None,
-        Then::Again(after) => Some(after.as_secs_f64()),
-    };
-    let result = |end: &TryEnd| match &end.then {
-        Then::End { result, .. } => result.clone().map(String::into_bytes),
-        Then::Again(_) => None,
-    };
-    let unique_key = |end: &TryEnd| match &end.then {
-        Then::End { unique_key, .. } => unique_key.clone(),
-        Then::Again(_) => None,
-    };
     let rows = sqlx::query(
         "-- jobs::lease_store::end
         WITH input AS MATERIALIZED (
           SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::int2[], $7::text[], $8::timestamptz[], $9::timestamptz[],
             $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[])
           AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes)
-        ), held AS (
-          DELETE FROM ringback.job_leases l USING input i WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token
-          RETURNING l.tenant_id, l.job_id, l.token, l.queue, l.kind, l.priority, l.attempt, l.tries
         ), mine AS MATERIALIZED (
-          SELECT h.queue, h.kind, h.priority, h.tries, i.* FROM held h JOIN input i ON i.tenant_id = h.tenant_id AND i.job_id = h.job_id AND i.token = h.token
+          -- In one order for all, or two batches could wait for each other.
+          SELECT i.*, l.at, l.queue, l.kind, l.priority, l.tries FROM (SELECT * FROM input ORDER BY tenant_id, job_id) i CROSS JOIN LATERAL (
+            SELECT l.ctid AS at, l.queue, l.kind, l.priority, l.tries FROM ringback.job_leases l
+            WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token LIMIT 1 FOR UPDATE
+          ) l
+        ), held AS (
+          DELETE FROM ringback.job_leases WHERE ctid = ANY(ARRAY(SELECT at FROM mine)) RETURNING token
         ), tried AS (
           INSERT INTO ringback.job_attempts (tenant_id, job_id, number, worker, outcome, error, started_at, finished_at)
           SELECT tenant_id, job_id, attempt, worker, outcome, error, started_at, finished_at FROM mine
@@ -200,8 +213,11 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
           INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at)
           SELECT tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at FROM mine WHERE status IS NOT NULL
         ), freed AS (
-          DELETE FROM ringback.job_unique_keys k USING mine m WHERE m.unique_key IS NOT NULL AND m.status IS NOT NULL
-          AND k.tenant_id = m.tenant_id AND k.key = m.unique_key AND k.job_id = m.job_id
+          DELETE FROM ringback.job_unique_keys WHERE ctid = ANY(ARRAY(
+            SELECT k.at FROM mine m CROSS JOIN LATERAL (
+              SELECT k.ctid AS at FROM ringback.job_unique_keys k
+              WHERE k.tenant_id = m.tenant_id AND k.key = m.unique_key AND k.job_id = m.job_id LIMIT 1 FOR UPDATE
+            ) k WHERE m.unique_key IS NOT NULL AND m.status IS NOT NULL))
         ), later AS (
           INSERT INTO ringback.job_scheduled (tenant_id, job_id, queue, kind, priority, due_at, attempt, tries, crashes)
           SELECT tenant_id, job_id, queue, kind, priority, now() + wait_s * interval '1 s', attempt, tries, crashes FROM mine WHERE wait_s > 0
@@ -220,10 +236,10 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
     .bind(ends.iter().map(|end| end.error.as_deref()).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.started_at).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.finished_at).collect::<Vec<_>>())
-    .bind(ends.iter().map(status).collect::<Vec<_>>())
-    .bind(ends.iter().map(wait).collect::<Vec<_>>())
-    .bind(ends.iter().map(result).collect::<Vec<_>>())
-    .bind(ends.iter().map(unique_key).collect::<Vec<_>>())
+    .bind(ends.iter().map(TryEnd::status).collect::<Vec<_>>())
+    .bind(ends.iter().map(TryEnd::wait_s).collect::<Vec<_>>())
+    .bind(ends.iter().map(TryEnd::result).collect::<Vec<_>>())
+    .bind(ends.iter().map(TryEnd::unique_key).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.tries.crashes).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
@@ -294,7 +310,7 @@ pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
           j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
         FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder
-        JOIN ringback.jobs j ON j.tenant_id = l.tenant_id AND j.id = l.job_id
+        CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j
         WHERE l.expires_at <= now() OR n.id IS NULL
         LIMIT $1",
     )

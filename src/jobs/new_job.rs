@@ -19,7 +19,7 @@ use crate::target::{HeaderUse, OutboundPolicy, parse_custom_headers, parse_targe
 const NAME_MAX: usize = 100;
 const KEY_MAX: usize = 255;
 const URL_MAX: usize = 2048;
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+const TIMEOUT_DEFAULT: Duration = Duration::from_mins(5);
 const TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 const DELIVERY_TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=60.0;
 /// The farthest that a job may be put off: ten years.
@@ -75,8 +75,12 @@ fn parse_fields(
 ) -> Result<Option<Job>, TooLarge> {
     let kind = parse_kind(&mut fields, faults);
     let input = parse_input(&mut fields)?;
-    if let (Some("http"), Some(raw)) = (kind.as_deref(), &input) {
-        super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults);
+    match (kind.as_deref(), input) {
+        (Some("http"), Some(raw)) => {
+            super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults);
+        }
+        (Some("http"), None) => fields.fault("input", "is missing; say at least which url to call", faults),
+        _ => {}
     }
     let callback = parse_callback(&mut fields, context.outbound, faults);
     let queue = parse_name(&mut fields, "queue", faults);
@@ -94,13 +98,15 @@ fn parse_fields(
     }
     fields.finish(faults);
     let retry = retry_policy(backoff, max_attempts);
+    let id = JobId::fresh();
     Ok(kind.map(|kind| Job {
         tenant: context.tenant,
-        id: JobId::fresh(),
+        id,
         kind,
         queue: queue.unwrap_or_else(|| "default".to_owned()),
         priority: priority.unwrap_or(0) as i16,
-        run_at: run_at.unwrap_or(context.now),
+        // To the millisecond the time of its acceptance, so that neither seems to be before the other.
+        run_at: run_at.unwrap_or(id.created_at()),
         timeout: timeout.unwrap_or(TIMEOUT_DEFAULT),
         backoff_json: backoff.and_then(|_| serde_json::to_string(&RetrySpec::from(retry)).ok()),
         retry,

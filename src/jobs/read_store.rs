@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
 use super::outcome::TryOutcome;
@@ -43,13 +43,15 @@ macro_rules! select_jobs {
               coalesce(s.attempt, r.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
               a.error AS try_error, a.started_at AS try_started_at
             FROM wanted w
-            JOIN ringback.jobs j ON j.tenant_id = w.tenant_id AND j.id = w.id
-            LEFT JOIN ringback.job_ends e ON e.tenant_id = w.tenant_id AND e.job_id = w.id
-            LEFT JOIN ringback.job_leases l ON l.tenant_id = w.tenant_id AND l.job_id = w.id
-            LEFT JOIN ringback.job_scheduled s ON s.tenant_id = w.tenant_id AND s.job_id = w.id
-            LEFT JOIN ringback.job_ready r ON r.tenant_id = w.tenant_id AND r.job_id = w.id
-            LEFT JOIN ringback.job_attempts a ON a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
-              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt)
+            CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.id LIMIT 1) j
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_ends e WHERE e.tenant_id = w.tenant_id AND e.job_id = w.id LIMIT 1) e ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_leases l WHERE l.tenant_id = w.tenant_id AND l.job_id = w.id LIMIT 1) l ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_scheduled s WHERE s.tenant_id = w.tenant_id AND s.job_id = w.id LIMIT 1) s ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_ready r WHERE r.tenant_id = w.tenant_id AND r.job_id = w.id LIMIT 1) r ON true
+            LEFT JOIN LATERAL (
+              SELECT a.error, a.started_at FROM ringback.job_attempts a WHERE a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
+              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt) LIMIT 1
+            ) a ON true
             ORDER BY w.id DESC"
         )
     };
@@ -64,16 +66,20 @@ pub async fn get(db: &Db, tenant: TenantId, id: JobId) -> Result<StoredJob, Stor
     Ok(sqlx::query_as(sql).bind(tenant).bind(id).fetch_one(db.pool()).await?)
 }
 
-/// Several jobs of this tenant, newest first.
+/// Several jobs of this tenant, newest first; from a pool or in the caller's transaction.
 /// # Errors
 /// [`StoreError`].
-pub async fn get_many(db: &Db, tenant: TenantId, ids: &[JobId]) -> Result<Vec<StoredJob>, StoreError> {
+pub async fn get_many(
+    db: impl PgExecutor<'_>,
+    tenant: TenantId,
+    ids: &[JobId],
+) -> Result<Vec<StoredJob>, StoreError> {
     let sql = concat!(
         "-- jobs::read_store::get_many\n",
         select_jobs!("SELECT $1::uuid AS tenant_id, unnest($2::uuid[]) AS id")
     );
     let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
-    Ok(sqlx::query_as(sql).bind(tenant).bind(ids).fetch_all(db.pool()).await?)
+    Ok(sqlx::query_as(sql).bind(tenant).bind(ids).fetch_all(db).await?)
 }
 
 /// What a list is narrowed to.

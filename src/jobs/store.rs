@@ -193,7 +193,9 @@ pub async fn retry(db: &Db, tenant: TenantId, id: JobId) -> Result<(), StoreErro
     match done {
         Ok(done) if done.rows_affected() > 0 => Ok(tx.commit().await?),
         Ok(_) => Err(StoreError::Conflict("only a failed or cancelled job can be retried".to_owned())),
-        Err(error) if error.as_database_error().is_some_and(|error| error.is_unique_violation()) => {
+        Err(error)
+            if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) =>
+        {
             Err(StoreError::Conflict("another job with the same unique_key is not finished".to_owned()))
         }
         Err(error) => Err(error.into()),
@@ -207,9 +209,9 @@ pub async fn promote_due(db: &Db, limit: i64) -> Result<(i64, Option<f64>), Stor
     let row = sqlx::query(
         "-- jobs::store::promote_due
         WITH due AS MATERIALIZED (
-          SELECT tenant_id, job_id FROM ringback.job_scheduled WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+          SELECT ctid AS at FROM ringback.job_scheduled WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
         ), moved AS (
-          DELETE FROM ringback.job_scheduled s USING due d WHERE s.tenant_id = d.tenant_id AND s.job_id = d.job_id RETURNING s.*
+          DELETE FROM ringback.job_scheduled WHERE ctid = ANY(ARRAY(SELECT at FROM due)) RETURNING *
         ), ready AS (
           INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt, tries, crashes)
           SELECT tenant_id, job_id, queue, kind, priority, due_at, attempt, tries, crashes FROM moved

@@ -14,6 +14,9 @@ use uuid::Uuid;
 
 use crate::ids::fresh_uuid;
 
+/// Into so many lanes the receivers are divided; each lane has one owner among the nodes.
+pub const LANES: i16 = 64;
+
 /// How often a node says that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// After so long without a sign, a node counts as dead even if its connection seems to live.
@@ -28,13 +31,15 @@ pub struct Node {
     pub id: Uuid,
     /// Host and process, for people.
     pub name: String,
+    /// Sends deliveries, and takes its share of the lanes.
+    pub dispatcher: bool,
 }
 
 impl Node {
     /// A new one.
-    pub fn fresh() -> Self {
+    pub fn fresh(dispatcher: bool) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { id: fresh_uuid(), name: format!("{host}:{}", std::process::id()) }
+        Self { id: fresh_uuid(), name: format!("{host}:{}", std::process::id()), dispatcher }
     }
 
     /// The key of the presence lock: the random half of the id.

@@ -3,7 +3,7 @@
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use super::{EXPIRY, Node, QUIET};
+use super::{EXPIRY, LANES, Node, QUIET};
 use crate::db::{Db, StoreError};
 
 /// Says that the node lives; writes its row where it is missing.
@@ -12,14 +12,15 @@ use crate::db::{Db, StoreError};
 pub async fn heartbeat(db: &Db, node: &Node) -> Result<(), StoreError> {
     sqlx::query(
         "-- nodes::store::heartbeat
-        INSERT INTO ringback.nodes AS n (id, name, lock_key, expires_at) VALUES ($1, $2, $3, now() + $4 * interval '1 s')
+        INSERT INTO ringback.nodes AS n (id, name, lock_key, expires_at, dispatcher) VALUES ($1, $2, $3, now() + $4 * interval '1 s', $5)
         ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at",
     )
     .bind(node.id)
     .bind(&node.name)
     .bind(node.lock_key())
     .bind(EXPIRY.as_secs_f64())
-    .execute(db.pool())
+    .bind(node.dispatcher)
+    .execute(db.relaxed())
     .await?;
     Ok(())
 }
@@ -80,26 +81,58 @@ pub async fn reap(db: &Db, node: &Node) -> Result<Vec<String>, StoreError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Takes the lanes that nobody owns. Returns how many.
-/// # Errors
-/// [`StoreError`].
-pub async fn take_lanes(db: &Db, node: &Node) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "-- nodes::store::take_lanes
-        UPDATE ringback.lanes SET owner = $1, epoch = epoch + 1
-        WHERE lane IN (SELECT lane FROM ringback.lanes WHERE owner IS NULL OR owner NOT IN (SELECT id FROM ringback.nodes) ORDER BY lane FOR UPDATE SKIP LOCKED)",
-    )
-    .bind(node.id)
-    .execute(db.pool())
-    .await?;
-    Ok(done.rows_affected())
+/// The lanes of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// Those it owns.
+    pub lanes: Vec<i16>,
+    /// How many it should own, so that all dispatchers have about the same number.
+    pub share: usize,
 }
 
-/// Gives the lanes back.
+/// Takes lanes that nobody owns, up to this node's share.
 /// # Errors
 /// [`StoreError`].
-pub async fn release_lanes(db: &Db, node: &Node) -> Result<(), StoreError> {
-    sqlx::query("-- nodes::store::release_lanes\nUPDATE ringback.lanes SET owner = NULL, epoch = epoch + 1 WHERE owner = $1").bind(node.id).execute(db.pool()).await?;
+pub async fn take_lanes(db: &Db, node: &Node) -> Result<Holding, StoreError> {
+    let share: i64 = sqlx::query_scalar(
+        "-- nodes::store::take_lanes
+        WITH share AS MATERIALIZED (
+          SELECT ceil($2::float8 / greatest(1, count(*)))::int8 AS lanes FROM ringback.nodes WHERE dispatcher
+        ), taken AS (
+          UPDATE ringback.lanes SET owner = $1, epoch = epoch + 1 WHERE lane IN (
+            SELECT lane FROM ringback.lanes WHERE owner IS NULL OR owner NOT IN (SELECT id FROM ringback.nodes)
+            ORDER BY lane
+            LIMIT greatest(0, (SELECT lanes FROM share) - (SELECT count(*) FROM ringback.lanes WHERE owner = $1))
+            FOR UPDATE SKIP LOCKED
+          )
+        )
+        SELECT lanes FROM share",
+    )
+    .bind(node.id)
+    .bind(f64::from(LANES))
+    .fetch_one(db.pool())
+    .await?;
+    let lanes = sqlx::query_scalar(
+        "-- nodes::store::lanes\nSELECT lane FROM ringback.lanes WHERE owner = $1 ORDER BY lane",
+    )
+    .bind(node.id)
+    .fetch_all(db.pool())
+    .await?;
+    Ok(Holding { lanes, share: usize::try_from(share).unwrap_or(0) })
+}
+
+/// Gives lanes back.
+/// # Errors
+/// [`StoreError`].
+pub async fn release_lanes(db: &Db, node: &Node, lanes: &[i16]) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- nodes::store::release_lanes
+        UPDATE ringback.lanes SET owner = NULL, epoch = epoch + 1 WHERE owner = $1 AND lane = ANY($2)",
+    )
+    .bind(node.id)
+    .bind(lanes)
+    .execute(db.pool())
+    .await?;
     Ok(())
 }
 
@@ -123,33 +156,54 @@ pub struct LostFlight {
     pub delivery: Uuid,
     /// Who was called.
     pub target: Uuid,
+    /// In which lane.
+    pub lane: i16,
     /// The number of the try.
     pub number: i32,
     /// When the batch took off.
     pub started_at: crate::clock::Timestamp,
 }
 
-/// Forgets the flights of dead nodes and tells what was on the wire.
+/// What was on the wire in this node's lanes when another node died, and still waits for that try.
 /// # Errors
 /// [`StoreError`].
-pub async fn lost_flights(db: &Db) -> Result<Vec<LostFlight>, StoreError> {
+pub async fn lost_flights(db: &Db, node: &Node) -> Result<Vec<LostFlight>, StoreError> {
     let rows = sqlx::query(
         "-- nodes::store::lost_flights
-        WITH gone AS (
-          DELETE FROM ringback.delivery_flights f WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner) RETURNING f.*
-        )
-        SELECT u.tenant_id, u.delivery_id, u.number, g.started_at, q.target_id
-        FROM gone g CROSS JOIN LATERAL unnest(g.tenant_ids, g.delivery_ids, g.attempts) AS u(tenant_id, delivery_id, number)
-        JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1",
+        SELECT u.tenant_id, u.delivery_id, u.number, f.started_at, q.target_id, q.lane
+        FROM ringback.delivery_flights f
+        CROSS JOIN LATERAL unnest(f.tenant_ids, f.delivery_ids, f.attempts) AS u(tenant_id, delivery_id, number)
+        JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1
+        JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
+        WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner)",
     )
+    .bind(node.id)
     .fetch_all(db.pool())
     .await?;
     let read = |row: &sqlx::postgres::PgRow| LostFlight {
         tenant: row.get("tenant_id"),
         delivery: row.get("delivery_id"),
         target: row.get("target_id"),
+        lane: row.get("lane"),
         number: row.get("number"),
         started_at: row.get("started_at"),
     };
     Ok(rows.iter().map(read).collect())
+}
+
+/// Forgets the flights of dead nodes of which nothing waits any more, in anybody's lane.
+/// # Errors
+/// [`StoreError`].
+pub async fn forget_flights(db: &Db) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- nodes::store::forget_flights
+        DELETE FROM ringback.delivery_flights f
+        WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner) AND NOT EXISTS (
+          SELECT FROM unnest(f.tenant_ids, f.delivery_ids, f.attempts) AS u(tenant_id, delivery_id, number)
+          JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1
+        )",
+    )
+    .execute(db.pool())
+    .await?;
+    Ok(())
 }

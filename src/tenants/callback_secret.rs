@@ -1,7 +1,7 @@
 //! A tenant's callback secret: signs what goes to the `callback_url` of its jobs. Made when first asked for, shown,
 //! rotated with an overlap in which both secrets sign.
 //!
-//! Called by `http::secrets` and `engine::send_deliveries`. The SQL of `signing_secrets` stands here and nowhere else.
+//! Called by `http::secrets` and `engine::dispatch`. The SQL of `signing_secrets` stands here and nowhere else.
 //!
 //! Invariant: there is exactly one current secret, and it leaves the database only sealed.
 

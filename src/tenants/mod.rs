@@ -1,6 +1,6 @@
 //! Tenants: whose data it is, the API keys that speak for them, and their callback secret.
 //!
-//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::send_deliveries` (what to sign with). A key is
+//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::dispatch` (what to sign with). A key is
 //! 256 random bits and stored as SHA-256: a slow hash would only make every request dear. Knows no HTTP.
 //!
 //! Invariant: the tenant of a request comes from its key and from nowhere else.
@@ -21,6 +21,14 @@ pub enum Scope {
     JobsRead,
     /// Submit, cancel, retry jobs.
     JobsWrite,
+    /// Read events.
+    EventsRead,
+    /// Publish events.
+    EventsWrite,
+    /// Read endpoints.
+    EndpointsRead,
+    /// Manage endpoints.
+    EndpointsWrite,
     /// Read deliveries.
     DeliveriesRead,
     /// Send deliveries again.
@@ -31,9 +39,13 @@ pub enum Scope {
 
 impl Scope {
     /// All of them by name.
-    pub const WORDS: [(&'static str, Self); 5] = [
+    pub const WORDS: [(&'static str, Self); 9] = [
         ("jobs:read", Self::JobsRead),
         ("jobs:write", Self::JobsWrite),
+        ("events:read", Self::EventsRead),
+        ("events:write", Self::EventsWrite),
+        ("endpoints:read", Self::EndpointsRead),
+        ("endpoints:write", Self::EndpointsWrite),
         ("deliveries:read", Self::DeliveriesRead),
         ("deliveries:retry", Self::DeliveriesRetry),
         ("admin", Self::Admin),

@@ -1,1 +1,17 @@
-//! Tests.
+//! The integration tests: one binary, one file for each concept, all of them from outside.
+//!
+//! They speak HTTP to the service and start the real program; each test has a service and a database of its own.
+
+mod harness;
+
+mod accept;
+mod architecture;
+mod callback;
+mod crash;
+mod errors;
+mod execute;
+mod fairness;
+mod idempotency;
+mod lists;
+mod outage;
+mod spec;

@@ -91,7 +91,11 @@ mod tests {
             key_file: Some("my data/api-key".into()),
         };
         let kept = by_hand.lines(true, "ringback").join("\n");
-        assert!(kept.contains("export RINGBACK_URL=http://127.0.0.1:4711 RINGBACK_API_KEY=$(cat 'my data/api-key')"));
+        assert!(
+            kept.contains(
+                "export RINGBACK_URL=http://127.0.0.1:4711 RINGBACK_API_KEY=$(cat 'my data/api-key')"
+            )
+        );
         assert!(kept.contains("\"callback_url\": \"http://127.0.0.1:4712/callback\""), "{kept}");
         let ended = by_hand.lines(false, "ringback").join("\n");
         assert!(ended.starts_with("ringback serve") && !ended.contains("4711"), "{ended}");

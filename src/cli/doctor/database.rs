@@ -58,7 +58,9 @@ pub(super) async fn examine(db: &Db, config: &Config, report: &mut Report) {
 }
 
 async fn examine_schema(db: &Db, config: &Config, report: &mut Report) {
-    add(report, "partitions", facts::missing_partitions(db, DAYS_AHEAD).await, |found| vec![partitions(&found)]);
+    add(report, "partitions", facts::missing_partitions(db, DAYS_AHEAD).await, |found| {
+        vec![partitions(&found)]
+    });
     let nodes = facts::nodes(db).await;
     let counts = facts::counts(db).await;
     let tables = facts::hot_tables(db).await;
@@ -73,10 +75,17 @@ async fn examine_schema(db: &Db, config: &Config, report: &mut Report) {
             report.add_all(errors.iter().flatten().map(|error| unknown("backlog", error)));
         }
     }
-    add(report, "master key", facts::master_keys(db).await, |found| master_key(config, &found).into_iter().collect());
+    add(report, "master key", facts::master_keys(db).await, |found| {
+        master_key(config, &found).into_iter().collect()
+    });
 }
 
-fn add<T>(report: &mut Report, what: &'static str, found: Result<T, StoreError>, judge: impl FnOnce(T) -> Vec<Check>) {
+fn add<T>(
+    report: &mut Report,
+    what: &'static str,
+    found: Result<T, StoreError>,
+    judge: impl FnOnce(T) -> Vec<Check>,
+) {
     match found {
         Ok(found) => report.add_all(judge(found)),
         Err(error) => report.add(unknown(what, &error)),
@@ -86,7 +95,11 @@ fn add<T>(report: &mut Report, what: &'static str, found: Result<T, StoreError>,
 /// The cause is what helps here, and it is the database's own text.
 fn unknown(what: &'static str, error: &StoreError) -> Check {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    Check::warn(what, format!("cannot be asked for ({error}{cause})"), "run it as the user that owns the schema")
+    Check::warn(
+        what,
+        format!("cannot be asked for ({error}{cause})"),
+        "run it as the user that owns the schema",
+    )
 }
 
 fn version(server: &ServerFacts) -> Check {
@@ -109,9 +122,16 @@ fn skew(before: Timestamp, after: Timestamp, theirs: Timestamp) -> Check {
     if off > SKEW_MAX_S {
         let word = if ahead > behind { "ahead of" } else { "behind" };
         let finding = format!("the database's is {} {word} this machine's", span(off));
-        return Check::warn("clock", finding, "let both machines keep time with NTP (timedatectl set-ntp true)");
+        return Check::warn(
+            "clock",
+            finding,
+            "let both machines keep time with NTP (timedatectl set-ntp true)",
+        );
     }
-    Check::ok("clock", format!("the database's agrees with this machine's within {:.1} s", off.max(seconds(after - before))))
+    Check::ok(
+        "clock",
+        format!("the database's agrees with this machine's within {:.1} s", off.max(seconds(after - before))),
+    )
 }
 
 fn durability(server: &ServerFacts) -> Vec<Check> {
@@ -134,7 +154,10 @@ fn durability(server: &ServerFacts) -> Vec<Check> {
     if off.is_empty() {
         return vec![Check::ok(
             "durability",
-            format!("synchronous_commit {}, fsync on, full_page_writes on, autovacuum on", server.synchronous_commit),
+            format!(
+                "synchronous_commit {}, fsync on, full_page_writes on, autovacuum on",
+                server.synchronous_commit
+            ),
         )];
     }
     off
@@ -154,7 +177,9 @@ fn wraparound(age: i64) -> Check {
     let finding = format!("the oldest row is {} transactions old", number(age));
     let fix = "VACUUM (FREEZE) the oldest tables; find out what keeps autovacuum from doing it (below)";
     match age {
-        WRAPAROUND_FAIL.. => Check::fail("wraparound", format!("{finding}; at about 2,100 million all writes stop"), fix),
+        WRAPAROUND_FAIL.. => {
+            Check::fail("wraparound", format!("{finding}; at about 2,100 million all writes stop"), fix)
+        }
         WRAPAROUND_WARN.. => Check::warn("wraparound", finding, fix),
         _ => Check::ok("wraparound", finding),
     }
@@ -204,7 +229,10 @@ fn slots(found: &[Lingering]) -> Check {
                 number(slot.xmin_age),
                 if slot.is_active { "" } else { ", and nobody uses it" }
             ),
-            format!("SELECT pg_drop_replication_slot('{}') if it is not wanted", slot.name.replace('\'', "''")),
+            format!(
+                "SELECT pg_drop_replication_slot('{}') if it is not wanted",
+                slot.name.replace('\'', "''")
+            ),
         ),
         None if found.is_empty() => Check::ok("replication slots", "none holds rows"),
         None => Check::ok("replication slots", format!("{} in use", found.len())),
@@ -225,7 +253,9 @@ fn prepared(found: &[Lingering]) -> Check {
 fn schema(found: SchemaState) -> Check {
     match found {
         SchemaState::UpToDate => Check::ok("schema", "as this build wants it"),
-        SchemaState::NotMade => Check::fail("schema", "there is none yet", "ringback migrate; serve does it as well"),
+        SchemaState::NotMade => {
+            Check::fail("schema", "there is none yet", "ringback migrate; serve does it as well")
+        }
         SchemaState::Behind(missing) => {
             let finding = format!("{missing} migrations of this build are missing");
             Check::fail("schema", finding, "ringback migrate; serve does it as well")
@@ -247,8 +277,12 @@ fn partitions(missing: &[(String, i32)]) -> Check {
     let fix = "run a process with the role scheduler, which makes them; its log says why it could not";
     match missing.first() {
         None => Check::ok("partitions", format!("there for today and {DAYS_AHEAD} days ahead")),
-        Some((name, 0)) => Check::fail("partitions", format!("{name} is missing: nothing of today can be stored"), fix),
-        Some((name, days)) => Check::warn("partitions", format!("{name} is missing, for {days} days ahead"), fix),
+        Some((name, 0)) => {
+            Check::fail("partitions", format!("{name} is missing: nothing of today can be stored"), fix)
+        }
+        Some((name, days)) => {
+            Check::warn("partitions", format!("{name} is missing, for {days} days ahead"), fix)
+        }
     }
 }
 
@@ -293,12 +327,19 @@ fn dead_rows(tables: &[HotTable]) -> Check {
     match tables.first() {
         Some(table) if table.dead > DEAD_ROWS_MAX && table.dead > table.live => Check::warn(
             "dead rows",
-            format!("{} has about {} and {} live ones, {}", table.name, number(table.dead), number(table.live), vacuumed(table)),
+            format!(
+                "{} has about {} and {} live ones, {}",
+                table.name,
+                number(table.dead),
+                number(table.live),
+                vacuumed(table)
+            ),
             format!("end what holds them (see open transactions), then VACUUM ringback.{}", table.name),
         ),
-        Some(table) if table.dead > 0 => {
-            Check::ok("dead rows", format!("at most about {}, in {}, {}", number(table.dead), table.name, vacuumed(table)))
-        }
+        Some(table) if table.dead > 0 => Check::ok(
+            "dead rows",
+            format!("at most about {}, in {}, {}", number(table.dead), table.name, vacuumed(table)),
+        ),
         _ => Check::ok("dead rows", "none in the hot tables, by the statistics"),
     }
 }
@@ -315,7 +356,9 @@ fn master_key(config: &Config, known: &[i32]) -> Option<Check> {
         }
     };
     Some(match Sealer::from_base64(key.expose()) {
-        Err(error) => Check::fail("master key", error.to_string(), "set the key that this database was made with"),
+        Err(error) => {
+            Check::fail("master key", error.to_string(), "set the key that this database was made with")
+        }
         Ok(sealer) if known.is_empty() || known.contains(&sealer.key_id()) => {
             Check::ok("master key", "it is the one that this database's secrets were encrypted with")
         }

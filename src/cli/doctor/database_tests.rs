@@ -28,7 +28,11 @@ fn a_server_must_be_new_enough_and_writable() {
 
 #[test]
 fn a_setting_that_loses_data_fails_with_the_statement_that_mends_it() {
-    let found = durability(&ServerFacts { synchronous_commit: "off".to_owned(), fsync: "off".to_owned(), ..server() });
+    let found = durability(&ServerFacts {
+        synchronous_commit: "off".to_owned(),
+        fsync: "off".to_owned(),
+        ..server()
+    });
     assert_eq!(found.iter().map(|check| check.status).collect::<Vec<_>>(), [Status::Fail, Status::Fail]);
     assert!(found[1].fix.as_deref().is_some_and(|fix| fix.starts_with("ALTER SYSTEM SET fsync = on")));
     let found = durability(&ServerFacts { synchronous_commit: "remote_apply".to_owned(), ..server() });
@@ -58,7 +62,9 @@ fn who_holds_dead_rows_is_named() {
     assert_eq!(holders(&[])[0].status, Status::Ok);
     assert_eq!(holders(&[holder(20.0, 20.0)])[0].status, Status::Ok);
     let found = holders(&[holder(400.0, 0.0), holder(90.0, 90.0)]);
-    assert!(found[0].finding.contains("process 42 (unnamed") && found[0].finding.contains("9,000 transactions"));
+    assert!(
+        found[0].finding.contains("process 42 (unnamed") && found[0].finding.contains("9,000 transactions")
+    );
     assert!(found[1].finding.contains("idle in one for 90 s"), "{found:?}");
 }
 
@@ -78,7 +84,10 @@ fn a_missing_partition_of_today_fails_and_of_tomorrow_warns() {
 fn a_long_backlog_is_estimated_and_says_so() {
     let tables = [HotTable { name: "job_ready".to_owned(), live: 2_000_000, dead: 3, vacuumed_s: None }];
     let found = backlog(&[("job_ready", COUNTED_MAX + 1), ("job_leases", 7)], &tables);
-    assert!(found.finding.contains("ready more than 10,000 (by the statistics about 2,000,000)"), "{found:?}");
+    assert!(
+        found.finding.contains("ready more than 10,000 (by the statistics about 2,000,000)"),
+        "{found:?}"
+    );
     assert!(found.finding.contains("running 7"), "{found:?}");
 }
 

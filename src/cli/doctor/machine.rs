@@ -35,9 +35,11 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
 fn data_folder(folder: &Path) -> Check {
     let shown = folder.display();
     match std::fs::metadata(folder) {
-        Ok(meta) if !meta.is_dir() => {
-            Check::fail("data folder", format!("{shown} is no folder"), "name another one with RINGBACK_DATA_DIR")
-        }
+        Ok(meta) if !meta.is_dir() => Check::fail(
+            "data folder",
+            format!("{shown} is no folder"),
+            "name another one with RINGBACK_DATA_DIR",
+        ),
         Ok(meta) if meta.uid() != geteuid().as_raw() && !geteuid().is_root() => Check::fail(
             "data folder",
             format!("{shown} belongs to uid {}, and this is uid {}", meta.uid(), geteuid().as_raw()),
@@ -52,7 +54,9 @@ fn data_folder(folder: &Path) -> Check {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Check::ok("data folder", format!("{shown} is not there yet; the first start makes it"))
         }
-        Err(error) => Check::fail("data folder", format!("{shown}: {error}"), "name another one with RINGBACK_DATA_DIR"),
+        Err(error) => {
+            Check::fail("data folder", format!("{shown}: {error}"), "name another one with RINGBACK_DATA_DIR")
+        }
     }
 }
 
@@ -67,9 +71,11 @@ fn key_file(file: &Path) -> Option<Check> {
         )),
         Ok(meta) => Some(Check::ok("key file", format!("{shown}, mode {:o}", meta.mode() & 0o777))),
         Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => {
-            Some(Check::fail("key file", format!("{shown}: {error}"), "run Ringback as the user that made it"))
-        }
+        Err(error) => Some(Check::fail(
+            "key file",
+            format!("{shown}: {error}"),
+            "run Ringback as the user that made it",
+        )),
     }
 }
 
@@ -81,7 +87,9 @@ fn open_files(limit: Option<u64>) -> Check {
             format!("{} at most; deliveries on the wire and callers need one each", number(limit as i64)),
             "ulimit -n 65536, or LimitNOFILE=65536 in the unit of systemd",
         ),
-        Some(limit) => Check::ok("open files", format!("{} at most", number(i64::try_from(limit).unwrap_or(i64::MAX)))),
+        Some(limit) => {
+            Check::ok("open files", format!("{} at most", number(i64::try_from(limit).unwrap_or(i64::MAX))))
+        }
         None => Check::ok("open files", "no limit"),
     }
 }
@@ -119,12 +127,16 @@ async fn address(config: &Config) -> Check {
 fn in_use(url: &str, answer: Result<serde_json::Value, ClientError>) -> Check {
     let is_ours = |body: &serde_json::Value| body.get("status").is_some();
     match answer {
-        Ok(body) if is_ours(&body) => Check::ok("address", format!("a Ringback answers on {url} and is ready")),
-        Err(ClientError::Refused { status: 503, body: Some(body), detail, .. }) if is_ours(&body) => Check::warn(
-            "address",
-            format!("a Ringback answers on {url} but is not ready: {detail}"),
-            "its log has the reason; it may be stopping, or without its database",
-        ),
+        Ok(body) if is_ours(&body) => {
+            Check::ok("address", format!("a Ringback answers on {url} and is ready"))
+        }
+        Err(ClientError::Refused { status: 503, body: Some(body), detail, .. }) if is_ours(&body) => {
+            Check::warn(
+                "address",
+                format!("a Ringback answers on {url} but is not ready: {detail}"),
+                "its log has the reason; it may be stopping, or without its database",
+            )
+        }
         _ => Check::fail(
             "address",
             format!("another program listens on {url}"),
@@ -149,7 +161,10 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("mode");
             key_file(&file).map(|check| check.status)
         };
-        assert_eq!([0o600, 0o640, 0o604].map(with_mode), [Some(Status::Ok), Some(Status::Fail), Some(Status::Fail)]);
+        assert_eq!(
+            [0o600, 0o640, 0o604].map(with_mode),
+            [Some(Status::Ok), Some(Status::Fail), Some(Status::Fail)]
+        );
     }
 
     #[test]
@@ -160,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_stranger_on_our_address_is_told_from_a_ringback() {
-        let refused = |body| ClientError::Refused { request: String::new(), status: 503, detail: String::new(), body };
+        let refused =
+            |body| ClientError::Refused { request: String::new(), status: 503, detail: String::new(), body };
         let ready = serde_json::json!({ "status": "ok" });
         let stopping = serde_json::json!({ "status": "stopping" });
         assert_eq!(in_use("u", Ok(ready)).status, Status::Ok);

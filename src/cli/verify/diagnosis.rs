@@ -64,7 +64,8 @@ pub(super) fn diagnose(
         VerifyError::TooOld | VerifyError::TooNew => {
             let mut reasons = vec![about_age(message.timestamp, now_s, tolerance_s)];
             reasons.push(if message.is_signed_with(&secret) {
-                "The signature itself matches: for a message that was kept, --no-tolerance accepts any time".to_owned()
+                "The signature itself matches: for a message that was kept, --no-tolerance accepts any time"
+                    .to_owned()
             } else {
                 format!("Besides, {}", about_mismatch(secret_text, &secret, message))
             });
@@ -85,7 +86,9 @@ fn about_timestamp(text: Option<&str>) -> String {
     } else {
         "in digits alone"
     };
-    format!("the header webhook-timestamp is \"{text}\"; it must be the seconds since 1970, {hint}, as in 1764547200")
+    format!(
+        "the header webhook-timestamp is \"{text}\"; it must be the seconds since 1970, {hint}, as in 1764547200"
+    )
 }
 
 fn about_age(text: Option<&str>, now_s: i64, tolerance_s: u32) -> String {
@@ -169,13 +172,18 @@ fn about_mismatch(secret_text: &str, secret: &SigningSecret, message: Message<'_
             .to_owned();
     }
     if message.body.is_empty() {
-        return "no signature matches, and the body is empty: was it read already, or is --body missing?".to_owned();
+        return "no signature matches, and the body is empty: was it read already, or is --body missing?"
+            .to_owned();
     }
     NO_MATCH.to_owned()
 }
 
 fn tokens(signature: Option<&str>) -> impl Iterator<Item = &str> {
-    signature.unwrap_or_default().split(' ').filter_map(|token| token.split_once(',')).map(|(version, _)| version)
+    signature
+        .unwrap_or_default()
+        .split(' ')
+        .filter_map(|token| token.split_once(','))
+        .map(|(version, _)| version)
 }
 
 #[cfg(test)]

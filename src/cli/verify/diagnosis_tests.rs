@@ -32,8 +32,14 @@ fn each_header_is_explained() {
         (|m| m.timestamp = Some("2026-01-01T00:00:00Z"), "not a date"),
         (|m| m.timestamp = Some("1764547200000"), "in milliseconds"),
         (|m| m.signature = Some(""), "it is empty"),
-        (|m| m.signature = Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="), "v1, and a comma, is missing"),
-        (|m| m.signature = Some("00000000000000000000000000000000ffffffffffffffffffffffffffffffff"), "hexadecimal"),
+        (
+            |m| m.signature = Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            "v1, and a comma, is missing",
+        ),
+        (
+            |m| m.signature = Some("00000000000000000000000000000000ffffffffffffffffffffffffffffffff"),
+            "hexadecimal",
+        ),
         (|m| m.signature = Some("v1a,AAAA"), "ed25519"),
         (|m| m.signature = Some("v1,AAAA"), "the secret is another one"),
     ];
@@ -45,9 +51,11 @@ fn each_header_is_explained() {
 
 #[test]
 fn a_body_that_was_parsed_first_is_found_out() {
-    let said = diagnose_as(|m| m.body = br#"{"type": "job.succeeded", "data": {"b": 1.0, "a": 2}}"#).expect_err("refused");
+    let said = diagnose_as(|m| m.body = br#"{"type": "job.succeeded", "data": {"b": 1.0, "a": 2}}"#)
+        .expect_err("refused");
     assert!(said.contains("parsed the body before you verified"), "{said}");
-    let said = diagnose_as(|m| m.body = b"{\"type\":\"job.succeeded\",\"data\":{\"b\":1.0,\"a\":2}}\n").expect_err("refused");
+    let said = diagnose_as(|m| m.body = b"{\"type\":\"job.succeeded\",\"data\":{\"b\":1.0,\"a\":2}}\n")
+        .expect_err("refused");
     assert!(said.contains("line end"), "{said}");
     let said = diagnose_as(|m| m.body = b"").expect_err("refused");
     assert!(said.contains("the body is empty"), "{said}");
@@ -75,6 +83,7 @@ fn an_old_message_is_told_from_a_wrong_one() {
 fn a_signer_that_used_the_secrets_text_is_found_out() {
     let undecoded = SigningSecret::from_bytes(SECRET.as_bytes().to_vec()).expect("length");
     let signature = sign(&[undecoded], "evt_1", NOW_S, BODY);
-    let said = diagnose_as(|message| message.signature = Some(Box::leak(signature.into_boxed_str()))).expect_err("refused");
+    let said = diagnose_as(|message| message.signature = Some(Box::leak(signature.into_boxed_str())))
+        .expect_err("refused");
     assert!(said.contains("the secret's text as the key"), "{said}");
 }

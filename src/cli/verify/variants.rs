@@ -148,7 +148,8 @@ fn plain_string(quoted: &str) -> String {
 mod tests {
     use super::*;
 
-    const SENT: &str = r#"{"type":"job.succeeded","data":{"b":1.0,"a":[1,{}],"n":"Käse: \"5/6\", [x]"},"e":[]}"#;
+    const SENT: &str =
+        r#"{"type":"job.succeeded","data":{"b":1.0,"a":[1,{}],"n":"Käse: \"5/6\", [x]"},"e":[]}"#;
 
     fn lesson_of(received: &str, sent: &str) -> Option<&'static str> {
         variants(received.as_bytes())
@@ -160,7 +161,8 @@ mod tests {
     #[test]
     fn what_a_framework_wrote_anew_is_found_again() {
         let python = r#"{"type": "job.succeeded", "data": {"b": 1.0, "a": [1, {}], "n": "K\u00e4se: \"5/6\", [x]"}, "e": []}"#;
-        let php = r#"{"type":"job.succeeded","data":{"b":1.0,"a":[1,{}],"n":"K\u00e4se: \"5\/6\", [x]"},"e":[]}"#;
+        let php =
+            r#"{"type":"job.succeeded","data":{"b":1.0,"a":[1,{}],"n":"K\u00e4se: \"5\/6\", [x]"},"e":[]}"#;
         let pretty = "{\n  \"type\": \"job.succeeded\",\n  \"data\": {\n    \"b\": 1.0,\n    \"a\": [\n      1,\n      {}\n    ],\n    \"n\": \"Käse: \\\"5/6\\\", [x]\"\n  },\n  \"e\": []\n}";
         for received in [python, php, pretty] {
             assert_eq!(lesson_of(received, SENT), Some(PARSED), "{received}");

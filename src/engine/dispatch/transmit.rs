@@ -1,7 +1,7 @@
 //! One try of one delivery: message, send, verdict, record. Stops 8 and 9 of a job's path, in the order of
 //! `deliveries::message`, `outbound`, `deliveries::retry`, `deliveries::store`.
 //!
-//! Called by `engine::send_deliveries`.
+//! Called by `flight`.
 //!
 //! Invariant: whatever happens here ends in a record, or in the death of the process.
 
@@ -14,6 +14,7 @@ use crate::clock;
 use crate::deliveries::Due;
 use crate::deliveries::message::{self, Envelope};
 use crate::deliveries::retry::{self, Answer, Verdict};
+use crate::deliveries::scheduling::{Landing, LandingAnswer};
 use crate::deliveries::store::{Loaded, Record};
 use crate::ids::{AttemptId, DeliveryId, TenantId};
 use crate::jobs::{CallbackOptions, RetrySpec};
@@ -32,28 +33,50 @@ const BODY_READ_MAX: usize = 64 * 1024;
 const HEADERS_KEPT_MAX: usize = 8 * 1024;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
-/// Sends a delivery once and records it. Answers after how long the next try is due.
-pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Option<Duration> {
-    let record = attempt(shared, stop, &loaded).await;
-    let (delivery, number, again_in) = (loaded.due.id, record.number, record.wait);
+/// Sends a delivery once and records it. Tells how the receiver did, and after how long the next try is due.
+pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landing {
+    let (record, answer) = attempt(shared, stop, &loaded).await;
+    let (delivery, number) = (loaded.due.id, record.number);
+    let landing = Landing { answer, again_in: record.wait };
     tracing::debug!(
         delivery.id = %delivery, event.id = %loaded.event, job.id = %loaded.job, attempt = number, verdict = record.verdict,
         status = record.status_code, error = record.error_code.as_deref(), duration_ms = record.duration.as_millis() as u64,
         "delivery {delivery} tried"
     );
     match shared.record.submit_patiently(record).await {
-        Ok(true) => {}
-        Ok(false) => {
-            tracing::warn!(delivery.id = %delivery, attempt = number, "delivery {delivery} belongs to another node now; this try is not recorded")
-        }
+        Ok(true) => return landing,
+        Ok(false) => tracing::warn!(
+            delivery.id = %delivery, attempt = number,
+            "delivery {delivery} belongs to another node now; this try is not recorded"
+        ),
         Err(error) => {
-            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded")
+            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
         }
     }
-    again_in
+    Landing { answer: LandingAnswer::NotCalled, again_in: None }
 }
 
-async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> Record {
+/// How the receiver did, for the schedule.
+fn landing_answer(
+    answer: &Answer,
+    exchange: &Result<Exchange, SendError>,
+    wait_max: Duration,
+) -> LandingAnswer {
+    let timed_out = |error: &SendError| error.class == ErrorClass::Timeout;
+    match answer {
+        Answer::Status { code: 200..=299, .. } => LandingAnswer::Well,
+        Answer::Status { code: 429 | 503, retry_after } => {
+            LandingAnswer::Overloaded(retry_after.map(|wait| wait.min(wait_max)))
+        }
+        Answer::Interrupted => LandingAnswer::NotCalled,
+        Answer::NoAnswer if matches!(exchange, Ok(Exchange { result: Err(error), .. }) if timed_out(error)) => {
+            LandingAnswer::Overloaded(None)
+        }
+        Answer::Status { .. } | Answer::Blocked | Answer::NoAnswer => LandingAnswer::Badly,
+    }
+}
+
+async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> (Record, LandingAnswer) {
     let started_at = clock::now();
     let options = shared.open_options(loaded.due.tenant, loaded.job, loaded.sealed_options.as_deref());
     let secrets = match &options {
@@ -69,7 +92,8 @@ async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> Record {
     };
     let tries = u32::try_from(loaded.tries + 1).unwrap_or(u32::MAX);
     let verdict = retry::decide(&policy, tries, &answer, rand::random());
-    record_of(loaded, started_at, verdict, &answer, exchange)
+    let did = landing_answer(&answer, &exchange, policy.max);
+    (record_of(loaded, started_at, verdict, &answer, exchange), did)
 }
 
 async fn secrets_of(
@@ -239,6 +263,10 @@ pub fn crashed(lost: LostFlight) -> Record {
         tenant: TenantId::from_uuid(lost.tenant),
         id: DeliveryId::from_uuid(lost.delivery),
         target: lost.target,
+        lane: lost.lane,
+        order: None,
+        position: 0,
+        replay: false,
     };
     let mut record = empty_record(due, lost.number, lost.started_at);
     record.wait = Some(Duration::ZERO);

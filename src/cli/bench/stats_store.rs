@@ -1,0 +1,59 @@
+//! What PostgreSQL knows: its version, how much it logged and stored, how many transactions wrote. The only SQL here.
+//!
+//! Transactions are counted by their numbers and not by `pg_stat_database`, whose counters lag by up to ten seconds and
+//! count reads as well; a number is given to a transaction that writes, and to no other.
+
+use std::str::FromStr;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Row};
+
+/// Counters at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counters {
+    /// Position in the write-ahead log, in bytes.
+    pub(super) wal: i64,
+    /// The number of the next transaction that writes.
+    pub(super) transactions: i64,
+    /// Tables with their indexes, in bytes.
+    pub(super) tables: i64,
+}
+
+/// Connects, and asks for the version and the backend's process id.
+pub(super) async fn connect(url: &str) -> Result<(PgConnection, String, u32), sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?.application_name("ringback bench");
+    let mut connection = options.connect().await?;
+    let row = sqlx::query(
+        "-- bench::stats_store::connect\nSELECT current_setting('server_version') AS version, pg_backend_pid() AS pid",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    let version: String = row.try_get("version")?;
+    let pid: i32 = row.try_get("pid")?;
+    Ok((connection, version, u32::try_from(pid).unwrap_or(0)))
+}
+
+/// Reads the counters.
+pub(super) async fn read(connection: &mut PgConnection) -> Result<Counters, sqlx::Error> {
+    let row = sqlx::query(
+        "-- bench::stats_store::read
+        SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::int8 AS wal,
+          pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS transactions,
+          (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c
+           JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'ringback' AND c.relkind = 'r') AS tables",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Counters {
+        wal: row.try_get("wal")?,
+        transactions: row.try_get("transactions")?,
+        tables: row.try_get("tables")?,
+    })
+}
+
+/// How many jobs are stored.
+pub(super) async fn jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("-- bench::stats_store::jobs\nSELECT count(*) FROM ringback.jobs")
+        .fetch_one(connection)
+        .await
+}

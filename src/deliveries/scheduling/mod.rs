@@ -1,0 +1,342 @@
+//! [pure] Whose turn is it: fair over tenants, then over the receivers of a tenant; caps, holds, order per key.
+//!
+//! Called by `engine::dispatch`, which fetches, sends and records; here is only the order. Time is a duration since the
+//! dispatcher began and comes in as an argument; the rate limit is asked through a closure. `target` holds one receiver.
+//!
+//! Each tenant with something to send gets one delivery in turn, and within it each receiver that may be called now. A
+//! receiver at its cap, on hold, or without anything to send stands in no ring and costs nothing. Receivers that have
+//! not answered well yet share three quarters of the places, so that they cannot take the last ones from those that do.
+//!
+//! Invariants: no receiver has more in flight than its cap; of one order key at most one is in flight, and it is the one
+//! that was published first; whoever has work and may be called is reached within one round.
+
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Due;
+use crate::ids::{DeliveryId, TenantId};
+pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
+use target::{Taken, Target};
+
+/// A moment: time since the dispatcher began.
+pub type Moment = Duration;
+/// A receiver: whose, and which.
+pub type TargetRef = (TenantId, Uuid);
+/// An order key of a receiver.
+pub type KeyRef = (TargetRef, i64);
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It waits in memory.
+    Taken,
+    /// It was there already.
+    Known,
+    /// It stays in the database; the receiver is refilled, or the key loaded, when there is room.
+    Left,
+}
+
+/// What the schedule would like to have from the database.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Receivers that have room again and more in the database.
+    pub refills: Vec<TargetRef>,
+    /// Order keys whose first deliveries have to be looked up.
+    pub keys: Vec<KeyRef>,
+}
+
+/// The waiting deliveries of the lanes that this process owns.
+#[derive(Debug)]
+pub struct Schedule {
+    places: usize,
+    held_max: usize,
+    targets: HashMap<TargetRef, Target>,
+    tenants: HashMap<TenantId, VecDeque<Uuid>>,
+    ring: VecDeque<TenantId>,
+    timers: BinaryHeap<Reverse<(Moment, TargetRef)>>,
+    /// Waiting or in flight: what must not be taken from the database a second time.
+    known: HashSet<DeliveryId>,
+    in_flight: usize,
+    unproven_in_flight: usize,
+    /// Unproven receivers that found no place.
+    parked: VecDeque<TargetRef>,
+    wants: Wants,
+    targets_max: usize,
+}
+
+/// From so many receivers on, those without work are forgotten, their good or bad times with them.
+const TARGETS_MAX: usize = 20_000;
+
+impl Schedule {
+    /// At most `places` in flight, at most `held_max` in memory.
+    pub fn new(places: usize, held_max: usize) -> Self {
+        Self {
+            places,
+            held_max,
+            targets: HashMap::new(),
+            tenants: HashMap::new(),
+            ring: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            known: HashSet::new(),
+            in_flight: 0,
+            unproven_in_flight: 0,
+            parked: VecDeque::new(),
+            wants: Wants::default(),
+            targets_max: TARGETS_MAX,
+        }
+    }
+
+    /// How many are held, in flight included.
+    pub fn held(&self) -> usize {
+        self.known.len()
+    }
+
+    /// How many are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Sets what holds for a receiver; `default` holds for one that was never named.
+    pub fn set_policy(&mut self, target: TargetRef, policy: Policy, now: Moment) {
+        self.targets.entry(target).or_default().set_policy(policy);
+        self.list(target, now);
+    }
+
+    /// Is anything known of this receiver?
+    pub fn knows(&self, target: TargetRef) -> bool {
+        self.targets.contains_key(&target)
+    }
+
+    /// Adds a delivery that is due.
+    pub fn offer(&mut self, due: Due, now: Moment) -> Offer {
+        if self.known.contains(&due.id) {
+            return Offer::Known;
+        }
+        let full = self.known.len() >= self.held_max;
+        let at = (due.tenant, due.target);
+        let target = self.targets.entry(at).or_default();
+        let taken = match due.order {
+            Some(key) => {
+                let taken = target.offer_ordered(key, due, full);
+                if !taken && target.wants_key(key) {
+                    self.wants.keys.push((at, key));
+                }
+                taken
+            }
+            None => target.offer_free(due, full),
+        };
+        if !taken {
+            return Offer::Left;
+        }
+        self.known.insert(due.id);
+        self.list(at, now);
+        Offer::Taken
+    }
+
+    /// Takes the first deliveries of an order key, in their order; `complete`: there are no others.
+    pub fn key_loaded(&mut self, (at, key): KeyRef, rows: Vec<(Due, Moment)>, complete: bool, now: Moment) {
+        let Some(target) = self.targets.get_mut(&at) else { return };
+        for id in target.load_key(key, rows, complete) {
+            self.known.insert(id);
+        }
+        if target.wants_key(key) {
+            self.wants.keys.push((at, key));
+        }
+        self.list(at, now);
+    }
+
+    /// The load of a key failed: it is asked for again.
+    pub fn key_not_loaded(&mut self, (at, key): KeyRef) {
+        if let Some(target) = self.targets.get_mut(&at) {
+            target.forget_load(key);
+            if target.wants_key(key) {
+                self.wants.keys.push((at, key));
+            }
+        }
+    }
+
+    /// What is wanted from the database, once.
+    pub fn wants(&mut self) -> Wants {
+        std::mem::take(&mut self.wants)
+    }
+
+    /// Puts a receiver that may be called now into the rings, or sets a timer for it.
+    fn list(&mut self, at: TargetRef, now: Moment) {
+        let Some(target) = self.targets.get_mut(&at) else { return };
+        if target.wants_refill() {
+            self.wants.refills.push(at);
+        }
+        if target.listed {
+            return;
+        }
+        match target.ready_at(now) {
+            Some(when) if when <= now => {
+                target.listed = true;
+                let ring = self.tenants.entry(at.0).or_default();
+                if ring.is_empty() {
+                    self.ring.push_back(at.0);
+                }
+                ring.push_back(at.1);
+            }
+            Some(when) if target.timer_at.is_none_or(|set| when < set) => {
+                target.timer_at = Some(when);
+                self.timers.push(Reverse((when, at)));
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// When something may be ready that is not now.
+    pub fn next_timer(&self) -> Option<Moment> {
+        self.timers.peek().map(|Reverse((when, _))| *when)
+    }
+
+    /// Lists what became ready by the passing of time.
+    fn tick(&mut self, now: Moment) {
+        while let Some(Reverse((when, at))) = self.timers.peek().copied() {
+            if when > now {
+                return;
+            }
+            self.timers.pop();
+            if let Some(target) = self.targets.get_mut(&at).filter(|target| target.timer_at == Some(when)) {
+                target.timer_at = None;
+            }
+            self.list(at, now);
+        }
+    }
+
+    /// The next one to send; it counts as in flight from now on. `rate` is asked before a receiver is called, and says
+    /// how long it has to wait, if it has to.
+    pub fn take(&mut self, now: Moment, mut rate: impl FnMut(TargetRef) -> Option<Duration>) -> Option<Due> {
+        self.tick(now);
+        // Each round takes one receiver out of a ring or returns, so this ends.
+        while self.in_flight < self.places {
+            let tenant_id = self.ring.pop_front()?;
+            let target_id = match self.tenants.get_mut(&tenant_id) {
+                Some(ring) => {
+                    let first = ring.pop_front();
+                    if ring.is_empty() {
+                        self.tenants.remove(&tenant_id);
+                    } else {
+                        self.ring.push_back(tenant_id);
+                    }
+                    first
+                }
+                None => None,
+            };
+            let (Some(target_id), unproven_full) =
+                (target_id, self.unproven_in_flight * 4 >= self.places * 3)
+            else {
+                continue;
+            };
+            let at = (tenant_id, target_id);
+            let Some(target) = self.targets.get_mut(&at) else { continue };
+            target.listed = false;
+            if target.ready_at(now).is_none_or(|when| when > now) {
+                self.list(at, now);
+                continue;
+            }
+            if !target.proven && unproven_full {
+                target.listed = true;
+                self.parked.push_back(at);
+                continue;
+            }
+            if let Some(wait) = rate(at) {
+                target.hold(now + wait.max(Duration::from_micros(100)));
+                self.list(at, now);
+                continue;
+            }
+            let Some(Taken { due, unproven }) = target.take(now) else { continue };
+            self.in_flight += 1;
+            self.unproven_in_flight += usize::from(unproven);
+            self.list(at, now);
+            return Some(due);
+        }
+        None
+    }
+
+    /// It is no longer in flight, and its row tells what is next.
+    pub fn landed(&mut self, due: &Due, landing: Landing, now: Moment) {
+        let at = (due.tenant, due.target);
+        self.known.remove(&due.id);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let Some(target) = self.targets.get_mut(&at) else { return };
+        let back = target.land(due, landing, now);
+        if back.unproven {
+            self.unproven_in_flight = self.unproven_in_flight.saturating_sub(1);
+        }
+        if let Some(id) = back.kept {
+            // The head of a key that waits for its next try stays in memory: it blocks the key.
+            self.known.insert(id);
+        }
+        for id in back.dropped {
+            self.known.remove(&id);
+        }
+        if let (Some(key), true) = (due.order, due.order.is_some_and(|key| target.wants_key(key))) {
+            self.wants.keys.push((at, key));
+        }
+        if target.is_idle() && !target.is_memorable() {
+            self.targets.remove(&at);
+        } else {
+            self.list(at, now);
+        }
+        self.unpark(now);
+        if self.targets.len() > self.targets_max {
+            self.targets.retain(|_, target| !target.is_idle());
+            self.targets_max = (self.targets.len() * 2).max(TARGETS_MAX);
+        }
+    }
+
+    /// A refill came; `more`: there is still more in the database.
+    pub fn refilled(&mut self, at: TargetRef, more: bool, now: Moment) {
+        if let Some(target) = self.targets.get_mut(&at) {
+            target.refilled(more);
+            self.list(at, now);
+        }
+    }
+
+    fn unpark(&mut self, now: Moment) {
+        if self.unproven_in_flight * 4 >= self.places * 3 {
+            return;
+        }
+        if let Some(at) = self.parked.pop_front() {
+            if let Some(target) = self.targets.get_mut(&at) {
+                target.listed = false;
+            }
+            self.list(at, now);
+        }
+    }
+
+    /// Forgets what waits in lanes that are not kept (it is in the database); what is in flight stays.
+    pub fn keep_lanes(&mut self, keep: impl Fn(TargetRef) -> bool, now: Moment) {
+        for (at, target) in &mut self.targets {
+            if !keep(*at) {
+                for id in target.clear() {
+                    self.known.remove(&id);
+                }
+            }
+        }
+        self.targets.retain(|_, target| !target.is_idle() || target.is_memorable());
+        self.tenants.clear();
+        self.ring.clear();
+        self.timers.clear();
+        self.parked.clear();
+        self.wants = Wants::default();
+        let all: Vec<TargetRef> = self.targets.keys().copied().collect();
+        for at in all {
+            if let Some(target) = self.targets.get_mut(&at) {
+                target.listed = false;
+                target.timer_at = None;
+                self.wants.keys.extend(target.ask_again().into_iter().map(|key| (at, key)));
+            }
+            self.list(at, now);
+        }
+    }
+}

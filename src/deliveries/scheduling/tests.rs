@@ -1,0 +1,228 @@
+//! The schedule against a model of the database: any sequence of arrivals, landings and the passing of time.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+
+use super::target::HELD_PER_KEY_MAX;
+use super::*;
+
+fn due(tenant: u128, target: u128) -> Due {
+    Due {
+        tenant: TenantId::from_uuid(Uuid::from_u128(tenant)),
+        id: DeliveryId::fresh(),
+        target: Uuid::from_u128(target),
+        lane: 0,
+        order: None,
+        position: 0,
+        replay: false,
+    }
+}
+
+const WELL: Landing = Landing { answer: LandingAnswer::Well, again_in: None };
+const BADLY: Landing = Landing { answer: LandingAnswer::Badly, again_in: None };
+const NOW: Moment = Moment::from_secs(1);
+
+fn free(_: TargetRef) -> Option<Duration> {
+    None
+}
+
+#[test]
+fn a_loud_tenant_takes_every_second_turn_only() {
+    let mut schedule = Schedule::new(100, 10_000);
+    for _ in 0..50 {
+        schedule.offer(due(1, 1), NOW);
+    }
+    schedule.offer(due(2, 2), NOW);
+    schedule.offer(due(2, 3), NOW);
+    let tenants: Vec<u128> = std::iter::from_fn(|| schedule.take(NOW, free))
+        .map(|due| due.tenant.uuid().as_u128())
+        .take(4)
+        .collect();
+    assert_eq!(tenants, [1, 2, 1, 2]);
+}
+
+#[test]
+fn what_is_known_is_not_taken_twice() {
+    let mut schedule = Schedule::new(10, 10);
+    let one = due(1, 1);
+    assert_eq!(schedule.offer(one, NOW), Offer::Taken);
+    assert_eq!(schedule.offer(one, NOW), Offer::Known);
+    let taken = schedule.take(NOW, free).expect("one");
+    assert_eq!(schedule.offer(one, NOW), Offer::Known);
+    schedule.landed(&taken, WELL, NOW);
+    assert_eq!(schedule.offer(one, NOW), Offer::Taken);
+}
+
+#[test]
+fn the_window_opens_with_success_and_the_breaker_with_failures() {
+    let mut schedule = Schedule::new(1000, 10_000);
+    for _ in 0..200 {
+        schedule.offer(due(1, 1), NOW);
+    }
+    let mut flying: Vec<Due> = std::iter::from_fn(|| schedule.take(NOW, free)).collect();
+    assert_eq!(flying.len(), 2, "an unknown receiver gets a few");
+    while flying.len() < 32 {
+        let done = flying.remove(0);
+        schedule.landed(&done, WELL, NOW);
+        flying.extend(std::iter::from_fn(|| schedule.take(NOW, free)));
+    }
+    assert_eq!(flying.len(), 32, "a good one gets its cap");
+    for done in std::mem::take(&mut flying) {
+        schedule.landed(&done, BADLY, NOW);
+    }
+    assert_eq!(schedule.take(NOW, free), None, "the breaker is open");
+    let later = NOW + Duration::from_millis(1100);
+    assert!(schedule.take(later, free).is_some(), "half-open: one probe");
+    assert_eq!(schedule.take(later, free), None, "and no second one");
+}
+
+#[test]
+fn unproven_receivers_leave_places_to_the_others() {
+    let mut schedule = Schedule::new(8, 10_000);
+    let good = due(1, 1);
+    schedule.offer(good, NOW);
+    let good = schedule.take(NOW, free).expect("the good one");
+    schedule.landed(&good, WELL, NOW);
+    for target in 100..200 {
+        schedule.offer(due(2, target), NOW);
+    }
+    let hanging = std::iter::from_fn(|| schedule.take(NOW, free)).count();
+    assert_eq!(hanging, 6, "three quarters of the places");
+    schedule.offer(due(1, 1), NOW);
+    assert_eq!(schedule.take(NOW, free).map(|due| due.target), Some(good.target));
+}
+
+#[test]
+fn a_receiver_on_its_rate_limit_waits_for_its_time() {
+    let mut schedule = Schedule::new(8, 100);
+    schedule.offer(due(1, 1), NOW);
+    assert_eq!(schedule.take(NOW, |_| Some(Duration::from_millis(20))), None);
+    assert_eq!(schedule.next_timer(), Some(NOW + Duration::from_millis(20)));
+    assert!(schedule.take(NOW + Duration::from_millis(20), free).is_some());
+}
+
+#[test]
+fn replays_give_way() {
+    let mut schedule = Schedule::new(8, 100);
+    schedule.offer(Due { replay: true, ..due(1, 1) }, NOW);
+    schedule.offer(due(1, 1), NOW);
+    assert_eq!(schedule.take(NOW, free).map(|due| due.replay), Some(false));
+}
+
+/// Waiting deliveries as the database holds them, by receiver and key, in the order of their positions.
+#[derive(Default)]
+struct Model {
+    rows: BTreeMap<(TargetRef, i64), BTreeMap<i64, (Due, Moment)>>,
+    ended: HashMap<(TargetRef, i64), Vec<i64>>,
+    published: usize,
+}
+
+impl Model {
+    fn answer(&self, schedule: &mut Schedule, now: Moment) {
+        loop {
+            let wants = schedule.wants();
+            if wants.keys.is_empty() {
+                return;
+            }
+            for (at, key) in wants.keys {
+                let rows = self.rows.get(&(at, key)).cloned().unwrap_or_default();
+                let complete = rows.len() < HELD_PER_KEY_MAX;
+                schedule.key_loaded(
+                    (at, key),
+                    rows.into_values().take(HELD_PER_KEY_MAX).collect(),
+                    complete,
+                    now,
+                );
+            }
+        }
+    }
+
+    fn land(&mut self, schedule: &mut Schedule, due: Due, again: bool, now: Moment) {
+        let at = ((due.tenant, due.target), due.order.expect("ordered"));
+        let again_in = again.then_some(Duration::from_millis(50));
+        if let Some(wait) = again_in {
+            self.rows.entry(at).or_default().insert(due.position, (due, now + wait));
+        } else {
+            self.rows.entry(at).or_default().remove(&due.position);
+            self.ended.entry(at).or_default().push(due.position);
+        }
+        let answer = if again { LandingAnswer::Badly } else { LandingAnswer::Well };
+        schedule.landed(&due, Landing { answer, again_in }, now);
+    }
+}
+
+proptest! {
+    #[test]
+    fn caps_hold_and_nothing_is_lost(steps in proptest::collection::vec((0u8..3, 0u128..3, 0u128..4), 1..400)) {
+        let mut schedule = Schedule::new(6, 10_000);
+        for tenant in 0..3 {
+            for target in 0..4 {
+                let at = (TenantId::from_uuid(Uuid::from_u128(tenant)), Uuid::from_u128(target));
+                schedule.set_policy(at, Policy { cap: 2, paused: false }, NOW);
+            }
+        }
+        let mut flying: Vec<Due> = Vec::new();
+        let (mut offered, mut sent) = (0usize, 0usize);
+        for (step, tenant, target) in steps {
+            match step {
+                0 => offered += usize::from(schedule.offer(due(tenant, target), NOW) == Offer::Taken),
+                1 => if let Some(due) = schedule.take(NOW, free) { sent += 1; flying.push(due); },
+                _ => if !flying.is_empty() { let done = flying.remove(0); schedule.landed(&done, WELL, NOW); },
+            }
+            let mut counts: HashMap<TargetRef, usize> = HashMap::new();
+            for due in &flying {
+                *counts.entry((due.tenant, due.target)).or_default() += 1;
+            }
+            prop_assert!(counts.values().all(|count| *count <= 2) && flying.len() <= 6);
+            prop_assert_eq!(schedule.in_flight(), flying.len());
+        }
+        loop {
+            while let Some(due) = schedule.take(NOW, free) { sent += 1; flying.push(due); }
+            if flying.is_empty() { break; }
+            for due in std::mem::take(&mut flying) { schedule.landed(&due, WELL, NOW); }
+        }
+        prop_assert_eq!(sent, offered);
+        prop_assert_eq!(schedule.held(), 0);
+    }
+
+    #[test]
+    fn of_a_key_one_is_in_flight_and_the_order_is_kept(
+        steps in proptest::collection::vec((0u8..5, 0u128..2, 0i64..3), 1..500),
+    ) {
+        let (mut model, mut schedule) = (Model::default(), Schedule::new(8, 10_000));
+        let (mut now, mut flying): (Moment, Vec<Due>) = (NOW, Vec::new());
+        for (position, (step, target, key)) in (1i64..).zip(steps) {
+            match step {
+                0 | 1 => {
+                    let due = Due { order: Some(key), position, ..due(1, target) };
+                    model.rows.entry(((due.tenant, due.target), key)).or_default().insert(position, (due, Moment::ZERO));
+                    model.published += 1;
+                    schedule.offer(due, now);
+                }
+                2 => if let Some(due) = schedule.take(now, free) { flying.push(due); },
+                3 => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, false, now); },
+                _ => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, true, now); },
+            }
+            model.answer(&mut schedule, now);
+            now += Duration::from_millis(3);
+            let mut keys: Vec<_> = flying.iter().map(|due| (due.target, due.order)).collect();
+            keys.sort_unstable();
+            let count = keys.len();
+            keys.dedup();
+            prop_assert_eq!(keys.len(), count, "two of a key in flight");
+        }
+        for _ in 0..10_000 {
+            while let Some(due) = schedule.take(now, free) { flying.push(due); }
+            for due in std::mem::take(&mut flying) { model.land(&mut schedule, due, false, now); }
+            model.answer(&mut schedule, now);
+            now += Duration::from_millis(500);
+            if model.rows.values().all(BTreeMap::is_empty) { break; }
+        }
+        let ended: usize = model.ended.values().map(Vec::len).sum();
+        prop_assert_eq!(ended, model.published, "nothing is lost");
+        for order in model.ended.values() {
+            prop_assert!(order.is_sorted(), "no overtaking: {:?}", order);
+        }
+    }
+}

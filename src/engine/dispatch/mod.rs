@@ -1,0 +1,215 @@
+//! Sends what is due in the lanes that this node owns. Between stop 7 and stop 8 of a job's path; next: `transmit`.
+//!
+//! Due deliveries come from the fan-out of this process or by `lookups`: a sweep through what became due, refills for
+//! receivers with more in the database than in memory, the first deliveries of an order key. They wait in
+//! `deliveries::scheduling`, which says whose turn it is, go off in batches (`flight`, one database call), and fly alone.
+//!
+//! Invariant: a delivery is on the wire at most once at a time. What a look-up read before a flight's record was
+//! committed is thrown away (`landed_meanwhile`).
+
+mod flight;
+mod lookups;
+pub mod transmit;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use self::flight::Flight;
+use self::lookups::Looked;
+use crate::db::StoreError;
+use crate::deliveries::Due;
+use crate::deliveries::scheduling::{Landing, LandingAnswer, Moment, Schedule};
+use crate::deliveries::store::DueCursor;
+use crate::ids::{DeliveryId, fresh_uuid};
+use crate::nodes;
+use crate::shared::Shared;
+use crate::supervisor::Stop;
+
+/// Held in memory, about 250 bytes each.
+const HELD_MAX: usize = 50_000;
+const BATCH_MAX: usize = 256;
+/// Batches that are being loaded at a time: while two are, the next one forms, so that a busy dispatcher asks the
+/// database seldom and an idle one at once.
+const LOADING_MAX: usize = 2;
+
+/// What a flight or a look-up tells the dispatcher.
+enum News {
+    /// A delivery is not in flight any more.
+    Landed { due: Due, flight: Uuid, landing: Landing },
+    /// A batch is loaded and in the air.
+    Loaded,
+    /// A look-up is done.
+    Looked(Result<Looked, StoreError>),
+}
+
+struct Dispatcher {
+    shared: Arc<Shared>,
+    stop: Stop,
+    began: Instant,
+    schedule: Schedule,
+    news: mpsc::UnboundedSender<News>,
+    tasks: JoinSet<()>,
+    /// Flights with deliveries still in the air, and how many.
+    flights: HashMap<Uuid, usize>,
+    /// Flights that need not be remembered in the database any more.
+    landed_flights: Vec<Uuid>,
+    loading: usize,
+    looking: bool,
+    look_at: Instant,
+    lanes_at: Instant,
+    full_sweep_at: Instant,
+    cursor: Option<DueCursor>,
+    landed_meanwhile: HashSet<DeliveryId>,
+    /// The lanes that are this node's.
+    lanes: HashSet<i16>,
+    /// Lanes that are given away as soon as nothing of them is in flight.
+    leaving: HashSet<i16>,
+    in_flight_of: HashMap<i16, usize>,
+}
+
+/// The loop.
+pub async fn run(shared: Arc<Shared>, stop: Stop) {
+    let (news, mut heard) = mpsc::unbounded_channel();
+    let mut hand_off = shared.hand_off.take().await;
+    let mut dispatcher = Dispatcher::new(shared.clone(), stop.clone(), news);
+    loop {
+        dispatcher.take_off();
+        dispatcher.look();
+        let wake_at = dispatcher.wake_at();
+        tokio::select! {
+            () = stop.drain.cancelled() => break,
+            Some(created) = hand_off.recv() => dispatcher.offer_all(created),
+            Some(news) = heard.recv() => dispatcher.hear(news),
+            () = shared.wakeups.deliveries.notified() => dispatcher.look_at_once(),
+            () = tokio::time::sleep_until(wake_at) => {}
+        }
+        while let Ok(news) = heard.try_recv() {
+            dispatcher.hear(news);
+        }
+        while let Ok(created) = hand_off.try_recv() {
+            dispatcher.offer_all(created);
+        }
+        while dispatcher.tasks.try_join_next().is_some() {}
+    }
+    while dispatcher.tasks.join_next().await.is_some() {}
+    // Also those that a look-up took while the news of it was not heard any more.
+    let lanes: Vec<i16> = (0..nodes::LANES).collect();
+    if let Err(error) = nodes::store::release_lanes(&shared.db, &shared.node, &lanes).await {
+        tracing::warn!(%error, "cannot give the lanes back; the other nodes will take them");
+    }
+}
+
+impl Dispatcher {
+    fn new(shared: Arc<Shared>, stop: Stop, news: mpsc::UnboundedSender<News>) -> Self {
+        let now = Instant::now();
+        Self {
+            schedule: Schedule::new(shared.config.dispatcher_concurrency, HELD_MAX),
+            shared,
+            stop,
+            began: now,
+            news,
+            tasks: JoinSet::new(),
+            flights: HashMap::new(),
+            landed_flights: Vec::new(),
+            loading: 0,
+            looking: false,
+            look_at: now,
+            lanes_at: now,
+            full_sweep_at: now,
+            cursor: None,
+            landed_meanwhile: HashSet::new(),
+            lanes: HashSet::new(),
+            leaving: HashSet::new(),
+            in_flight_of: HashMap::new(),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    fn wake_at(&self) -> Instant {
+        let timer = self.schedule.next_timer().map(|moment| self.began + moment);
+        let look = if self.looking { self.look_at + Duration::from_hours(1) } else { self.look_at };
+        timer.map_or(look, |timer| timer.min(look))
+    }
+
+    fn look_at_once(&mut self) {
+        self.look_at = Instant::now();
+        self.lanes_at = self.look_at;
+    }
+
+    fn offer_all(&mut self, created: Vec<Due>) {
+        let now = self.now();
+        for due in created {
+            // Another node's, or soon to be.
+            if self.lanes.contains(&due.lane) && !self.leaving.contains(&due.lane) {
+                self.schedule.offer(due, now);
+            }
+        }
+    }
+
+    /// Starts what may go, in batches.
+    fn take_off(&mut self) {
+        let now = self.now();
+        while self.loading < LOADING_MAX {
+            let batch: Vec<Due> =
+                std::iter::from_fn(|| self.schedule.take(now, |_| None)).take(BATCH_MAX).collect();
+            if batch.is_empty() {
+                return;
+            }
+            for due in &batch {
+                *self.in_flight_of.entry(due.lane).or_default() += 1;
+            }
+            let id = fresh_uuid();
+            self.flights.insert(id, batch.len());
+            let landed = std::mem::take(&mut self.landed_flights);
+            let flight =
+                Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() };
+            self.loading += 1;
+            self.tasks.spawn(flight.fly(batch, landed));
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Looked(result) => self.looked(result),
+            News::Loaded => self.loading -= 1,
+            News::Landed { due, flight, landing } => {
+                let now = self.now();
+                self.schedule.landed(&due, landing, now);
+                if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
+                    *count = count.saturating_sub(1);
+                }
+                if self.looking {
+                    self.landed_meanwhile.insert(due.id);
+                }
+                if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
+                    // It may be due for longer than a sweep looks back.
+                    self.cursor = None;
+                }
+                // An ordered one waits in memory; any other is found when its time comes.
+                if let (Some(wait), None) = (landing.again_in, due.order) {
+                    self.look_at = self.look_at.min(Instant::now() + wait.max(lookups::GAP));
+                }
+                self.forget(flight);
+            }
+        }
+    }
+
+    fn forget(&mut self, flight: Uuid) {
+        if let Some(left) = self.flights.get_mut(&flight) {
+            *left -= 1;
+            if *left == 0 {
+                self.flights.remove(&flight);
+                self.landed_flights.push(flight);
+            }
+        }
+    }
+}
