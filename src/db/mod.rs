@@ -111,7 +111,7 @@ impl Db {
                 .connect_lazy_with(options)
         };
         Self {
-            pool: pool(options, max_connections - RELAXED_CONNECTIONS),
+            pool: pool(options, max_connections.saturating_sub(RELAXED_CONNECTIONS).max(1)),
             relaxed: pool(relaxed, RELAXED_CONNECTIONS),
         }
     }

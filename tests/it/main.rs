@@ -7,6 +7,7 @@ mod harness;
 mod accept;
 mod architecture;
 mod callback;
+mod cli;
 mod crash;
 mod errors;
 mod execute;

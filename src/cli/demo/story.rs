@@ -5,6 +5,7 @@
 //! Invariant: the story ends well only if the callback came twice with the same bytes, both signatures were verified, and
 //! it told of the job that was submitted.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -121,7 +122,8 @@ impl Story {
                 Ok(reply) => shown(reply.body.to_string().as_bytes()),
                 Err(error) => error.to_string(),
             };
-            text.push_str(&format!("\n  GET {path}: {said}"));
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n  GET {path}: {said}");
         }
         text.push_str(
             "\nRINGBACK_LOG=debug shows what the service does, and ringback doctor what may be wrong around it",

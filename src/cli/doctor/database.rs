@@ -64,16 +64,13 @@ async fn examine_schema(db: &Db, config: &Config, report: &mut Report) {
     let nodes = facts::nodes(db).await;
     let counts = facts::counts(db).await;
     let tables = facts::hot_tables(db).await;
-    match (&nodes, &counts, &tables) {
-        (Ok(nodes), Ok(counts), Ok(tables)) => {
-            report.add(backlog(counts, tables));
-            report.add(workers(nodes, counts.iter().any(|(_, count)| *count > 0)));
-            report.add(dead_rows(tables));
-        }
-        _ => {
-            let errors = [nodes.err(), counts.err(), tables.err()];
-            report.add_all(errors.iter().flatten().map(|error| unknown("backlog", error)));
-        }
+    if let (Ok(nodes), Ok(counts), Ok(tables)) = (&nodes, &counts, &tables) {
+        report.add(backlog(counts, tables));
+        report.add(workers(nodes, counts.iter().any(|(_, count)| *count > 0)));
+        report.add(dead_rows(tables));
+    } else {
+        let errors = [nodes.err(), counts.err(), tables.err()];
+        report.add_all(errors.iter().flatten().map(|error| unknown("backlog", error)));
     }
     add(report, "master key", facts::master_keys(db).await, |found| {
         master_key(config, &found).into_iter().collect()

@@ -19,6 +19,7 @@ pub(super) enum Status {
 }
 
 /// One finding.
+#[expect(clippy::struct_field_names, reason = "the names are those of the JSON")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Check {
     pub(super) check: &'static str,
@@ -114,7 +115,7 @@ pub(super) fn number(count: i64) -> String {
         shown.push('-');
     }
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             shown.push(',');
         }
         shown.push(digit);

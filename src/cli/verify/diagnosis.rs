@@ -139,7 +139,7 @@ fn about_signature(text: Option<&str>) -> String {
         "it is in hexadecimal digits, and Standard Webhooks has base64"
     } else if text.contains("v1=") {
         "a comma stands after v1, not an equals sign"
-    } else if text.contains(", ") || text.contains(";") {
+    } else if text.contains(", ") || text.contains(';') {
         "several signatures are separated by single spaces"
     } else {
         "it may have been cut off or decoded"
