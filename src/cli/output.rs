@@ -67,6 +67,11 @@ impl Style {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoColor(pub bool);
 
+/// What is being done, on the standard error.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,9 +81,4 @@ mod tests {
         assert_eq!(Style::plain().good("ok"), "ok");
         assert_eq!(Style { colours: true }.good("ok"), "\x1b[32mok\x1b[0m");
     }
-}
-
-/// What is being done, on the standard error.
-pub fn note(text: &str) {
-    eprintln!("{text}");
 }

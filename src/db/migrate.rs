@@ -187,11 +187,13 @@ fn is_lock_timeout(error: &MigrateError) -> bool {
 mod tests {
     use super::*;
 
+    type Applied = Vec<(i64, Vec<u8>, bool)>;
+
     #[test]
     fn a_schema_is_compared_with_what_this_build_holds() {
         let known = known();
         let all: Vec<_> = known.iter().map(|held| (held.version, held.checksum.to_vec(), true)).collect();
-        let with = |change: fn(&mut Vec<(i64, Vec<u8>, bool)>)| {
+        let with = |change: fn(&mut Applied)| {
             let mut applied = all.clone();
             change(&mut applied);
             compare(&known, &applied)

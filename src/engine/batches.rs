@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::jobs::lease_store::Then;
 use crate::jobs::{finish as job_finish, store as job_store};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
@@ -30,7 +31,10 @@ pub async fn finish(shared: Arc<Shared>, stop: Stop) {
         async move {
             let held = job_finish::write(db, batch.clone()).await?;
             wakeups.events.notify_one();
-            wakeups.scheduled.notify_one();
+            if batch.iter().any(|finish| matches!(finish.end.then, Then::Again(_))) {
+                wakeups.scheduled.notify_one();
+                wakeups.jobs.notify_one();
+            }
             for finish in batch.iter().filter(|finish| finish.event.is_some()) {
                 waiters.wake(finish.end.tenant, finish.end.job);
             }

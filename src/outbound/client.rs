@@ -26,8 +26,8 @@ use crate::target::{OutboundPolicy, TargetUrl, Transport, is_reachable_by};
 /// Idle connections are closed after this time: many servers close theirs after 5 s, and a request that meets a
 /// closing connection is a failed attempt.
 const POOL_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections per origin, as many as an endpoint has deliveries in flight by default.
-const POOL_IDLE_PER_HOST: usize = 32;
+/// Idle connections per origin, as many as the jobs of a process that may call one service at a time by default.
+const POOL_IDLE_PER_HOST: usize = 256;
 /// Connecting, all addresses and TLS included, takes no longer than this even where the deadline is a day away.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A silent peer is asked this often whether it is still there, for the sake of jobs that wait for hours.

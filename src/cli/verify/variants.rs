@@ -15,7 +15,7 @@ pub(super) struct Variant {
 
 const PARSED: &str = "the signature matches when the JSON is re-serialised: your framework parsed the body before you \
     verified it.\nVerify the raw bytes of the request, and parse them afterwards (Express: express.raw(); FastAPI, \
-    Starlette: await request.body();\nDjango: request.body; Flask: request.get_data(); Rails: request.raw_post; \
+    Starlette: request.body();\nDjango: request.body; Flask: request.get_data(); Rails: request.raw_post; \
     PHP: file_get_contents('php://input'))";
 const ADDED_LINE_END: &str = "the signature matches without the line end at the end of the body: something added one \
     (an editor, echo, a here-document).\nVerify the bytes as they arrived; printf %s and curl --data-binary add nothing";

@@ -116,6 +116,22 @@ impl Schedule {
 
     /// Adds a delivery that is due.
     pub fn offer(&mut self, due: Due, now: Moment) -> Offer {
+        self.add(due, now, false)
+    }
+
+    /// Adds what a refill brought; `more`: there is still more in the database.
+    pub fn refill(&mut self, at: TargetRef, rows: impl IntoIterator<Item = Due>, more: bool, now: Moment) {
+        let mut left = more;
+        for due in rows {
+            left = self.add(due, now, true) == Offer::Left || left;
+        }
+        if let Some(target) = self.targets.get_mut(&at) {
+            target.refilled(left);
+            self.list(at, now);
+        }
+    }
+
+    fn add(&mut self, due: Due, now: Moment, refill: bool) -> Offer {
         if self.known.contains(&due.id) {
             return Offer::Known;
         }
@@ -130,7 +146,7 @@ impl Schedule {
                 }
                 taken
             }
-            None => target.offer_free(due, full),
+            None => target.offer_free(due, full, refill),
         };
         if !taken {
             return Offer::Left;
@@ -291,14 +307,6 @@ impl Schedule {
         if self.targets.len() > self.targets_max {
             self.targets.retain(|_, target| !target.is_idle());
             self.targets_max = (self.targets.len() * 2).max(TARGETS_MAX);
-        }
-    }
-
-    /// A refill came; `more`: there is still more in the database.
-    pub fn refilled(&mut self, at: TargetRef, more: bool, now: Moment) {
-        if let Some(target) = self.targets.get_mut(&at) {
-            target.refilled(more);
-            self.list(at, now);
         }
     }
 

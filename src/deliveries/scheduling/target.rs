@@ -190,7 +190,13 @@ impl Target {
         self.hold_until = self.hold_until.max(until);
     }
 
-    pub(super) fn offer_free(&mut self, due: Due, full: bool) -> bool {
+    /// A delivery without an order. While some were left in the database, those that come later are left there too,
+    /// but for a refill, or they would overtake them again and again.
+    pub(super) fn offer_free(&mut self, due: Due, full: bool, refill: bool) -> bool {
+        if !refill && (self.more || self.refilling) {
+            self.more = true;
+            return false;
+        }
         if full || self.live.len() + self.replays.len() >= HELD_MAX {
             self.more = true;
             return false;

@@ -103,6 +103,27 @@ fn a_receiver_on_its_rate_limit_waits_for_its_time() {
 }
 
 #[test]
+fn what_was_left_in_the_database_is_not_overtaken() {
+    let mut schedule = Schedule::new(4, 100_000);
+    let all: Vec<Due> = (0..2000).map(|_| due(1, 1)).collect();
+    let taken = all.iter().filter(|due| schedule.offer(**due, NOW) == Offer::Taken).count();
+    assert!(taken < all.len(), "not all fit");
+    let mut order = Vec::new();
+    while order.len() < all.len() {
+        let next = schedule.take(NOW, free).expect("there is always one");
+        order.push(next.id);
+        schedule.landed(&next, WELL, NOW);
+        // One that comes now, and stays behind all that are left.
+        schedule.offer(due(1, 1), NOW);
+        for at in schedule.wants().refills {
+            let waiting = all.iter().filter(|due| !order.contains(&due.id)).take(600).copied();
+            schedule.refill(at, waiting.collect::<Vec<_>>(), true, NOW);
+        }
+    }
+    assert!(order.iter().eq(all.iter().map(|due| &due.id)), "first come, first served");
+}
+
+#[test]
 fn replays_give_way() {
     let mut schedule = Schedule::new(8, 100);
     schedule.offer(Due { replay: true, ..due(1, 1) }, NOW);

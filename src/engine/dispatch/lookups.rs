@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Dispatcher, News, transmit};
 use crate::db::StoreError;
-use crate::deliveries::scheduling::{KeyRef, Moment, Offer, TargetRef, Wants};
+use crate::deliveries::scheduling::{KeyRef, Moment, TargetRef, Wants};
 use crate::deliveries::store::{self, DueCursor, KeyRows};
 use crate::deliveries::{Due, lane_of};
 use crate::engine::jittered;
@@ -97,14 +97,12 @@ impl Dispatcher {
         if let Some(sweep) = looked.sweep {
             self.take_page(sweep);
         }
+        let landed = std::mem::take(&mut self.landed_meanwhile);
         for (at, rows) in looked.refills {
-            let full = rows.len() as i64 == REFILL;
-            let mut left = false;
-            for due in rows.into_iter().filter(|due| !self.landed_meanwhile.contains(&due.id)) {
-                left = self.schedule.offer(due, now) == Offer::Left || left;
-            }
-            self.schedule.refilled(at, full || left, now);
+            let more = rows.len() as i64 == REFILL;
+            self.schedule.refill(at, rows.into_iter().filter(|due| !landed.contains(&due.id)), more, now);
         }
+        self.landed_meanwhile = landed;
         for (at, key) in looked.asked_keys {
             let rows = looked.keys.iter().find(|rows| rows.target == at && rows.key == key);
             let landed = |due: &Due| self.landed_meanwhile.contains(&due.id);
