@@ -10,6 +10,7 @@ use super::extract::{self, Query};
 use super::problem::ApiError;
 use super::{ListLink, list_answer};
 use crate::clock;
+use crate::db::StoreError;
 use crate::ids::{JobId, TenantId};
 use crate::jobs::finish::{CancelOutcome, cancel as cancel_job};
 use crate::jobs::read_store::{self, JobFilter, StoredJob};
@@ -17,6 +18,10 @@ use crate::jobs::view::JobView;
 use crate::jobs::{JobStatus, store};
 use crate::shared::Shared;
 use crate::tenants::Scope;
+
+/// A long poll does not hear of a database that is away for no longer than this. A connection is waited for 4 s, and a
+/// client is to hear of an outage within 6.
+const BLIP: Duration = Duration::from_millis(1500);
 
 /// `GET /v1/jobs/{id}`.
 pub async fn get(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, ApiError> {
@@ -46,13 +51,24 @@ pub async fn wait_for_end(
 ) -> Result<StoredJob, ApiError> {
     let until = Instant::now() + wait;
     let waiter = shared.waiters.enter(tenant, id);
+    let mut failing_until = None;
     loop {
         let woken = waiter.woken();
         tokio::pin!(woken);
         // From here on a wake-up counts, also one that comes while we read.
         woken.as_mut().enable();
         let db = shared.db.clone();
-        let stored = shared.tasks.run(async move { read_store::get(&db, tenant, id).await }).await??;
+        let read = shared.tasks.run(async move { read_store::get(&db, tenant, id).await }).await?;
+        if let Err(StoreError::Unavailable(_)) = &read {
+            // Who waits anyway need not hear of a database that is restarted meanwhile.
+            let give_up = *failing_until.get_or_insert_with(|| (Instant::now() + BLIP).min(until));
+            if Instant::now() < give_up {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        }
+        let stored = read?;
+        failing_until = None;
         if stored.state.is_finished() || Instant::now() >= until {
             return Ok(stored);
         }

@@ -182,7 +182,11 @@ impl ServeProcess {
 }
 
 impl Drop for ServeProcess {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what the program had to say")]
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the program logged: {}", self.stderr());
+        }
         if let Some((mut child, _)) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
