@@ -20,6 +20,7 @@ pub mod events;
 pub mod idempotency;
 pub mod jobs;
 pub mod nodes;
+pub mod secrets;
 pub mod tenants;
 
 // What all of them stand on.
@@ -30,6 +31,7 @@ pub mod fields;
 pub mod ids;
 pub mod json;
 pub mod keyfile;
+pub mod receivers;
 pub mod secret;
 pub mod signing;
 pub mod target;

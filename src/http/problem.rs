@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::db::StoreError;
 use crate::fields::{Fault, Faults};
 use crate::secret::SealError;
+use crate::secrets::SecretError;
 use crate::supervisor::TaskLost;
-use crate::tenants::callback_secret::SecretError;
 
 /// What went wrong with a request, in words that say what to do about it.
 #[derive(Debug, thiserror::Error)]

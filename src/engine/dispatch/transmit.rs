@@ -17,11 +17,13 @@ use crate::deliveries::retry::{self, Answer, Verdict};
 use crate::deliveries::scheduling::{Landing, LandingAnswer};
 use crate::deliveries::store::{Loaded, Record};
 use crate::ids::{AttemptId, DeliveryId, TenantId};
-use crate::jobs::{CallbackOptions, RetrySpec};
+use crate::jobs::CallbackOptions;
 use crate::nodes::store::LostFlight;
 use crate::outbound::{ErrorClass, Exchange, OutboundRequest, SendError};
+use crate::receivers::RetrySpec;
+use crate::secrets::Owner;
 use crate::shared::Shared;
-use crate::signing::SigningSecret;
+use crate::signing::SigningKey;
 use crate::supervisor::Stop;
 use crate::target::parse_target;
 
@@ -100,7 +102,7 @@ async fn secrets_of(
     shared: &Shared,
     tenant: TenantId,
     options: &CallbackOptions,
-) -> Result<Arc<Vec<SigningSecret>>, String> {
+) -> Result<Arc<Vec<SigningKey>>, String> {
     match &options.secret {
         Some(text) => text
             .parse()
@@ -108,7 +110,7 @@ async fn secrets_of(
             .map_err(|_| "the callback's secret cannot be read".to_owned()),
         None => shared
             .secrets
-            .signing(&shared.db, &shared.sealer, tenant)
+            .signing(&shared.db, &shared.sealer, Owner::callbacks(tenant))
             .await
             .map_err(|error| error.to_string()),
     }
@@ -119,7 +121,7 @@ async fn post(
     stop: &Stop,
     loaded: &Loaded,
     options: &CallbackOptions,
-    secrets: &[SigningSecret],
+    secrets: &[SigningKey],
 ) -> (Answer, Result<Exchange, SendError>) {
     let url = match parse_target(&loaded.url, shared.client.policy()) {
         Ok(url) => url,
