@@ -16,6 +16,7 @@ pub mod telemetry;
 
 // The rooms: one noun each, with its types, its decisions and its SQL.
 pub mod deliveries;
+pub mod endpoints;
 pub mod events;
 pub mod idempotency;
 pub mod jobs;
