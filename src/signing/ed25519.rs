@@ -46,8 +46,7 @@ impl Ed25519Key {
 
     /// A new key out of 32 random bytes that the caller drew.
     pub fn from_random(seed: [u8; SEED_LEN]) -> Self {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed).expect("any 32 bytes are a seed");
-        Self { seed: Zeroizing::new(seed), pair: Arc::new(pair) }
+        Self { seed: Zeroizing::new(seed), pair: Arc::new(pair_of(&seed)) }
     }
 
     /// The public key, `whpk_…`: what a receiver is configured with.
@@ -59,6 +58,10 @@ impl Ed25519Key {
     pub(super) fn sign(&self, message: &[u8]) -> impl AsRef<[u8]> + use<> {
         self.pair.sign(message)
     }
+}
+
+fn pair_of(seed: &[u8; SEED_LEN]) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(seed).expect("any 32 bytes are a seed")
 }
 
 impl fmt::Debug for Ed25519Key {
