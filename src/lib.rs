@@ -10,6 +10,7 @@ pub mod engine;
 pub mod executors;
 pub mod http;
 pub mod outbound;
+pub mod sending;
 pub mod shared;
 pub mod supervisor;
 pub mod telemetry;

@@ -12,7 +12,7 @@ const LINE: &[&[&str]] = &[
     &["app"],
     &["http", "engine"],
     &["shared"],
-    &["executors", "stream"],
+    &["executors", "stream", "sending"],
     &["outbound"],
     &["schedules", "replays"],
     &["jobs"],
