@@ -9,6 +9,7 @@ mod architecture;
 mod callback;
 mod cli;
 mod crash;
+mod endpoints;
 mod errors;
 mod execute;
 mod fairness;
