@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::Endpoint;
+use super::expression::{Filter, Transform};
 use crate::clock::{Timestamp, millis};
 use crate::ids::EndpointId;
 use crate::receivers::RetrySpec;
+use crate::topics::Pattern;
 
 /// The JSON of an endpoint.
 #[derive(Debug, Serialize)]
@@ -49,9 +51,9 @@ impl<'a> EndpointView<'a> {
         Self {
             id: endpoint.id,
             url: &settings.url,
-            event_types: patterns.map(|list| list.iter().map(|pattern| pattern.as_str()).collect()),
-            filter: subscription.filter.as_ref().map(|filter| filter.as_str()),
-            transform: subscription.transform.as_ref().map(|transform| transform.as_str()),
+            event_types: patterns.map(|list| list.iter().map(Pattern::as_str).collect()),
+            filter: subscription.filter.as_ref().map(Filter::as_str),
+            transform: subscription.transform.as_ref().map(Transform::as_str),
             description: &settings.description,
             headers: &settings.headers,
             metadata: &settings.metadata,

@@ -204,7 +204,7 @@ async fn end_pending(
         Ok(count) if count < CHUNK => return Ok(()),
         Ok(_) => {}
         Err(error) => {
-            tracing::warn!(endpoint.id = %whose.1, %error, "cannot end what waits for an endpoint yet")
+            tracing::warn!(endpoint.id = %whose.1, %error, "cannot end what waits for an endpoint yet");
         }
     }
     let for_task = shared.clone();

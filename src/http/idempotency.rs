@@ -82,7 +82,8 @@ pub async fn find(
         Some(stored) if stored.fingerprint != held.fingerprint => Err(ApiError::KeyReused),
         Some(mut stored) => {
             if let Some(sealed) = stored.body.strip_prefix(SEALED) {
-                stored.body = shared.sealer.open(&seal_context(tenant), sealed)?.expose().clone();
+                let opened = shared.sealer.open(&seal_context(tenant), sealed)?;
+                stored.body.clone_from(opened.expose());
             }
             Ok(Some(replay(stored)))
         }

@@ -9,6 +9,7 @@ mod architecture;
 mod callback;
 mod cli;
 mod crash;
+mod endpoint_stores;
 mod endpoints;
 mod errors;
 mod execute;
