@@ -14,7 +14,7 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use cel::common::types::DYN_TYPE;
 use cel::{Context, Env, ExecutionError, Value};
@@ -68,19 +68,19 @@ impl EventFacts<'_> {
 #[derive(Clone)]
 struct Expression {
     text: Arc<str>,
-    /// `Err`: this build does not understand a text that an older one accepted.
-    compiled: Result<Arc<Compiled>, Arc<str>>,
+    /// Read when it is first evaluated: most expressions come out of the database to be shown. `Err`: this build does not
+    /// understand a text that an older one accepted.
+    compiled: Arc<OnceLock<Result<Compiled, String>>>,
 }
 
 impl Expression {
     fn parse(text: &str) -> Result<Self, String> {
-        let compiled = Arc::new(syntax::compile(text)?);
-        Ok(Self { text: text.into(), compiled: Ok(compiled) })
+        let compiled = syntax::compile(text)?;
+        Ok(Self { text: text.into(), compiled: Arc::new(OnceLock::from(Ok(compiled))) })
     }
 
     fn stored(text: &str) -> Self {
-        Self::parse(text)
-            .unwrap_or_else(|error| Self { text: text.into(), compiled: Err(error.as_str().into()) })
+        Self { text: text.into(), compiled: Arc::default() }
     }
 
     fn run<T>(
@@ -88,7 +88,8 @@ impl Expression {
         event: &EventContext,
         read: impl FnOnce(&Value) -> Result<T, String>,
     ) -> Result<T, String> {
-        let compiled = self.compiled.as_ref().map_err(|error| format!("it cannot be read: {error}"))?;
+        let compiled = self.compiled.get_or_init(|| syntax::compile(&self.text));
+        let compiled = compiled.as_ref().map_err(|error| format!("it cannot be read: {error}"))?;
         if compiled.may_look_at(event) > LOOKED_AT_MAX {
             return Err(
                 "the event's data is too large for a comprehension that looks at data in each of its steps"
