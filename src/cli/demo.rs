@@ -40,13 +40,14 @@ const START_UNDONE_WITHIN: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
-  ringback demo                              One job from POST to its verified callback, then the end
-  ringback demo --keep                       The same, and it stays for curl commands of your own
-  ringback demo --data-dir /tmp/ringback     In a folder that can be thrown away
-  RINGBACK_LOG=debug ringback demo           With the service's log
+  ringback demo                           From POST to the verified callback, then the end
+  ringback demo --keep                    The same, and it stays for curl commands of yours
+  ringback demo --data-dir /tmp/ringback  In a folder that can be thrown away
+  RINGBACK_LOG=debug ringback demo        With the service's log
 
-The service listens on a free port of 127.0.0.1 unless --listen says otherwise, runs with all roles, and may
-call 127.0.0.0/8. Only warnings are logged unless --log says otherwise.
+The service listens on a free port of 127.0.0.1 unless --listen says otherwise, runs all roles, and may call \
+127.0.0.0/8. Only warnings are logged unless --log says otherwise.
+
 Exit codes: 0 the callback arrived and its signature was verified, 1 a step did not happen, 69 no database.";
 
 /// What the verb takes.

@@ -30,11 +30,12 @@ const CONNECTIONS: u32 = 2;
 
 const EXAMPLES: &str = "\
 Examples:
-  ringback doctor                            Beside a running service, or before the first start
+  ringback doctor                         Beside a running service, or before the first start
   ringback doctor --json | jq '.[] | select(.status != \"ok\")'
   DATABASE_URL=postgres://… ringback doctor
 
 It changes nothing: it neither migrates nor makes a database, a folder or a key.
+
 Exit codes: 0 nothing failed (there may be warnings), 1 something failed, 69 no database can be reached.";
 
 /// What the verb takes.

@@ -21,15 +21,15 @@ use crate::config::{Config, Settings};
 
 const EXAMPLES: &str = "\
 Examples:
-  ringback demo                     The whole loop in one command, with nothing started before
-  ringback serve                    The service on 127.0.0.1:8080, with a PostgreSQL of its own
-  ringback doctor                   What is wrong with this machine, this database, these settings
-  ringback verify --headers h.txt < body.json
-                                    Why a receiver refuses a signature
+  ringback demo                    The whole loop in one command, nothing started before
+  ringback serve                   The service, with a PostgreSQL of its own
+  ringback doctor                  What is wrong with machine, settings and database
+  ringback verify --headers FILE   Why a receiver refuses a signature
 
 Every setting has a flag, a variable and a key in ringback.toml, in that order of precedence.
-Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 no database or no PostgreSQL programs,
-70 a defect, 78 a setting is wrong.";
+
+Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 69 no database or no PostgreSQL programs, 70 a defect, \
+78 a setting is wrong.";
 
 /// Async jobs and webhook delivery: the call returns immediately; we ring you back.
 #[derive(Debug, Parser)]

@@ -29,13 +29,15 @@ const STDIN: &str = "-";
 
 const EXAMPLES: &str = "\
 Examples:
-  export RINGBACK_SIGNING_SECRET=whsec_…     (GET /v1/callback-secret, GET /v1/endpoints/{id}/secret)
+  export RINGBACK_SIGNING_SECRET=whsec_…
   ringback verify --id evt_… --timestamp 1764547200 --signature 'v1,…' < body.json
   ringback verify --headers headers.txt --body body.json
-  ringback verify --headers headers.txt --body body.json --no-tolerance     a message of yesterday
+  ringback verify --headers headers.txt --body body.json --no-tolerance
 
-headers.txt holds lines such as \"webhook-id: evt_…\"; the output of curl -v will do.
-The body must be the bytes as they arrived: write them to a file before anything parses them.
+The secret of a callback_url is at GET /v1/callback-secret, that of an endpoint at GET /v1/endpoints/{id}/secret. \
+headers.txt holds lines such as \"webhook-id: evt_…\"; the output of curl -v will do. The body must be the bytes as \
+they arrived: write them to a file before anything parses them.
+
 Exit codes: 0 verified, 1 not verified (the reason is said), 2 wrong usage.";
 
 /// What the verb takes.

@@ -16,10 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool, Postgres, Transaction};
+use sqlx::{ConnectOptions, Connection, PgPool, Postgres, Transaction};
 
 /// How long a request waits for a connection before it is told that the database is not there.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A connection that was idle for longer is asked whether it still lives. No server restarts in less.
+const ASKED_AFTER: Duration = Duration::from_millis(200);
 /// Connections whose commits do not wait for the disk.
 const RELAXED_CONNECTIONS: u32 = 3;
 
@@ -108,8 +110,17 @@ impl Db {
                 .min_connections(1)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
                 .idle_timeout(Duration::from_mins(5))
-                // A round trip for each statement would be the ping's price; the callers retry instead.
+                // A busy connection is known to live. One that lay idle may have lost its server meanwhile: it is asked
+                // first, so that after a restart of the database nobody is handed a dead one.
                 .test_before_acquire(false)
+                .before_acquire(|connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for > ASKED_AFTER {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
                 .connect_lazy_with(options)
         };
         Self {

@@ -21,6 +21,10 @@ const NO_MATCH: &str = "no signature matches, and none does with the changes tha
     \x20 or webhook-id and webhook-timestamp are not those of this message (each try has a timestamp of its own),\n\
     \x20 or the body is not what was sent: verify the raw bytes, before anything parses, decodes or trims them";
 
+const NOT_AS_SENT: &str = "no signature matches, and the body is JSON but not written as Ringback writes it, which is \
+    {\"type\":\"…\",\"timestamp\":\"…\",\"data\":…}\nin this order and without spaces. If Ringback sent it, your \
+    framework parsed the body before you verified it; verify the raw bytes of the request";
+
 /// A message as it was received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
@@ -175,7 +179,19 @@ fn about_mismatch(secret_text: &str, secret: &SigningSecret, message: Message<'_
         return "no signature matches, and the body is empty: was it read already, or is --body missing?"
             .to_owned();
     }
-    NO_MATCH.to_owned()
+    if is_rewritten(message.body) { NOT_AS_SENT.to_owned() } else { NO_MATCH.to_owned() }
+}
+
+/// Whether it holds the members of a message of ours, but not in our spelling (`deliveries::message::body`).
+fn is_rewritten(body: &[u8]) -> bool {
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) else { return false };
+    let text = |name: &str| value.get(name).and_then(serde_json::Value::as_str);
+    let (Some(event_type), Some(timestamp), Some(_)) = (text("type"), text("timestamp"), value.get("data"))
+    else {
+        return false;
+    };
+    let ours = format!("{{\"type\":\"{event_type}\",\"timestamp\":\"{timestamp}\",\"data\":");
+    !(body.starts_with(ours.as_bytes()) && body.ends_with(b"}"))
 }
 
 fn tokens(signature: Option<&str>) -> impl Iterator<Item = &str> {

@@ -87,3 +87,13 @@ fn a_signer_that_used_the_secrets_text_is_found_out() {
         .expect_err("refused");
     assert!(said.contains("the secret's text as the key"), "{said}");
 }
+
+#[test]
+fn a_body_that_ringback_never_writes_is_found_out_although_nothing_matches() {
+    let rewritten = br#"{"timestamp": "2026-01-01T00:00:00.000Z", "type": "a.b", "data": {"x": 1.50}}"#;
+    let said = diagnose_as(|m| m.body = rewritten).expect_err("refused");
+    assert!(said.contains("not written as Ringback writes it"), "{said}");
+    let ours = br#"{"type":"a.b","timestamp":"2026-01-01T00:00:00.000Z","data":{"x": 1.50}}"#;
+    let said = diagnose_as(|m| m.body = ours).expect_err("refused");
+    assert!(said.contains("the secret is another one"), "{said}");
+}

@@ -48,9 +48,9 @@ pub(super) fn variants(body: &[u8]) -> Vec<Variant> {
         if let Ok(inner) = serde_json::from_str::<String>(text.trim()) {
             add(inner.into_bytes(), QUOTED);
         }
-        for layout in LAYOUTS {
-            add(write(text, layout, str::to_owned), PARSED);
-            add(write(text, layout, plain_string), PARSED);
+        for layout in layouts() {
+            add(write(text, &layout, str::to_owned), PARSED);
+            add(write(text, &layout, plain_string), PARSED);
         }
         // A tree of values sorts the keys, as some senders and some libraries do.
         if let Ok(value) = serde_json::from_str::<serde_json::Value>(text) {
@@ -61,65 +61,130 @@ pub(super) fn variants(body: &[u8]) -> Vec<Variant> {
     all
 }
 
-/// How JSON is laid out.
+/// How white space stands in JSON.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+struct Spacing {
     comma: &'static str,
     colon: &'static str,
     /// Spaces for each level; `None`: all in one line.
     indent: Option<usize>,
 }
 
-/// What libraries write: compact (JSON.stringify, serde), spaced (Python), indented by two (pretty) and by four.
-const LAYOUTS: [Layout; 4] = [
-    Layout { comma: ",", colon: ":", indent: None },
-    Layout { comma: ", ", colon: ": ", indent: None },
-    Layout { comma: ",", colon: ": ", indent: Some(2) },
-    Layout { comma: ",", colon: ": ", indent: Some(4) },
+/// As JSON.stringify and serde write it, and Ringback its envelope.
+const COMPACT: Spacing = Spacing { comma: ",", colon: ":", indent: None };
+/// As Python writes it, and people at a prompt; pretty by two, and by four.
+const SPACED: [Spacing; 3] = [
+    Spacing { comma: ", ", colon: ": ", indent: None },
+    Spacing { comma: ",", colon: ": ", indent: Some(2) },
+    Spacing { comma: ",", colon: ": ", indent: Some(4) },
 ];
 
-/// The same tokens in another layout. `string` writes a string, which it gets with its quotes.
-fn write(text: &str, layout: Layout, string: impl Fn(&str) -> String) -> Vec<u8> {
-    let (mut out, mut depth, mut rest) = (String::with_capacity(text.len()), 0_usize, text);
-    // A deep nesting that is indented would not be linear any more.
-    let new_line = |out: &mut String, depth: usize| {
-        if let Some(width) = layout.indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', width * depth.min(64)));
+/// What a user sent stands in the message as the user wrote it: all of an event's data, input and result of a job.
+const USERS_OWN: [&[&[&str]]; 5] = [
+    &[&[]],
+    &[&["data"]],
+    &[&["data", "input"]],
+    &[&["data", "result"]],
+    &[&["data", "input"], &["data", "result"]],
+];
+
+/// Compact, but for the values at some paths.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    inner: Spacing,
+    places: &'static [&'static [&'static str]],
+}
+
+fn layouts() -> impl Iterator<Item = Layout> {
+    let compact = std::iter::once(Layout { inner: COMPACT, places: &[] });
+    let mixed =
+        SPACED.iter().flat_map(|inner| USERS_OWN.iter().map(|places| Layout { inner: *inner, places }));
+    compact.chain(mixed)
+}
+
+/// Writes tokens, and knows where in the tree it is.
+struct Writer<'a> {
+    layout: &'a Layout,
+    out: String,
+    /// For each open object or array the name of the member that is written.
+    path: Vec<&'a str>,
+    /// How many were open where the inner spacing began.
+    inner_since: Option<usize>,
+}
+
+impl<'a> Writer<'a> {
+    fn spacing(&self) -> Spacing {
+        if self.inner_since.is_some() { self.layout.inner } else { COMPACT }
+    }
+
+    fn new_line(&mut self) {
+        if let Some(width) = self.spacing().indent {
+            let depth = self.path.len() - self.inner_since.unwrap_or_default();
+            self.out.push('\n');
+            // A deep nesting that is indented would not be linear any more.
+            self.out.extend(std::iter::repeat_n(' ', width * depth.min(64)));
         }
-    };
+    }
+
+    fn open(&mut self, bracket: char) {
+        if self.inner_since.is_none() && self.layout.places.contains(&self.path.as_slice()) {
+            self.inner_since = Some(self.path.len());
+        }
+        self.out.push(bracket);
+        self.path.push("");
+        self.new_line();
+    }
+
+    fn close(&mut self, bracket: char) {
+        self.path.pop();
+        self.new_line();
+        self.out.push(bracket);
+        if self.inner_since.is_some_and(|since| since >= self.path.len()) {
+            self.inner_since = None;
+        }
+    }
+
+    fn name(&mut self, quoted: &'a str) {
+        if let Some(name) = self.path.last_mut() {
+            *name = quoted.trim_matches('"');
+        }
+        self.out.push_str(self.spacing().colon);
+    }
+}
+
+/// The same tokens in another layout. `string` writes a string, which it gets with its quotes.
+fn write(text: &str, layout: &Layout, string: impl Fn(&str) -> String) -> Vec<u8> {
+    let out = String::with_capacity(text.len());
+    let mut writer = Writer { layout, out, path: Vec::new(), inner_since: None };
+    let (mut rest, mut last_string) = (text, "");
     while let Some(first) = rest.chars().next() {
         let length = if first == '"' { string_length(rest) } else { first.len_utf8() };
         let (token, after) = rest.split_at(length);
         rest = after;
         match first {
-            '"' => out.push_str(&string(token)),
+            '"' => {
+                last_string = token;
+                writer.out.push_str(&string(token));
+            }
             '{' | '[' => {
-                out.push(first);
-                let closing = rest.trim_start();
-                if closing.starts_with(['}', ']']) {
-                    out.push_str(&closing[..1]);
-                    rest = &closing[1..];
+                if let Some(after) = rest.trim_start().strip_prefix(if first == '{' { '}' } else { ']' }) {
+                    writer.out.push_str(if first == '{' { "{}" } else { "[]" });
+                    rest = after;
                 } else {
-                    depth += 1;
-                    new_line(&mut out, depth);
+                    writer.open(first);
                 }
             }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                new_line(&mut out, depth);
-                out.push(first);
-            }
+            '}' | ']' => writer.close(first),
             ',' => {
-                out.push_str(layout.comma);
-                new_line(&mut out, depth);
+                writer.out.push_str(writer.spacing().comma);
+                writer.new_line();
             }
-            ':' => out.push_str(layout.colon),
+            ':' => writer.name(last_string),
             ' ' | '\t' | '\r' | '\n' => {}
-            _ => out.push(first),
+            _ => writer.out.push(first),
         }
     }
-    out.into_bytes()
+    writer.out.into_bytes()
 }
 
 /// How many bytes the string at the beginning has, its quotes included.
@@ -169,6 +234,19 @@ mod tests {
         }
         assert_eq!(lesson_of(SENT, pretty), Some(PARSED));
         assert_eq!(lesson_of(r#"{"b":1,"a":2}"#, r#"{"a":2,"b":1}"#), Some(PARSED));
+    }
+
+    #[test]
+    fn what_a_user_sent_keeps_the_spaces_of_the_user() {
+        let received = r#"{"type":"job.succeeded","data":{"id":"job_1","input":{"method":"GET","a":[1,{"b":2}]},"result":{"x":[1,2]},"n":1}}"#;
+        for sent in [
+            r#"{"type":"job.succeeded","data":{"id":"job_1","input":{"method": "GET", "a": [1, {"b": 2}]},"result":{"x":[1,2]},"n":1}}"#,
+            r#"{"type":"job.succeeded","data":{"id":"job_1","input":{"method":"GET","a":[1,{"b":2}]},"result":{"x": [1, 2]},"n":1}}"#,
+            r#"{"type":"job.succeeded","data":{"id":"job_1","input":{"method": "GET", "a": [1, {"b": 2}]},"result":{"x": [1, 2]},"n":1}}"#,
+            r#"{"type":"job.succeeded","data":{"id": "job_1", "input": {"method": "GET", "a": [1, {"b": 2}]}, "result": {"x": [1, 2]}, "n": 1}}"#,
+        ] {
+            assert_eq!(lesson_of(received, sent), Some(PARSED), "{sent}");
+        }
     }
 
     #[test]
