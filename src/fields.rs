@@ -35,6 +35,10 @@ impl Faults {
             self.0.push(Fault { pointer: pointer.into(), detail: detail.into() });
         }
     }
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
     /// Nothing wrong?
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

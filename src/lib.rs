@@ -10,16 +10,19 @@ pub mod engine;
 pub mod executors;
 pub mod http;
 pub mod outbound;
+pub mod sending;
 pub mod shared;
 pub mod supervisor;
 pub mod telemetry;
 
 // The rooms: one noun each, with its types, its decisions and its SQL.
 pub mod deliveries;
+pub mod endpoints;
 pub mod events;
 pub mod idempotency;
 pub mod jobs;
 pub mod nodes;
+pub mod secrets;
 pub mod tenants;
 
 // What all of them stand on.
@@ -30,7 +33,9 @@ pub mod fields;
 pub mod ids;
 pub mod json;
 pub mod keyfile;
+pub mod receivers;
 pub mod secret;
 pub mod signing;
 pub mod target;
+pub mod topics;
 pub mod wakeups;

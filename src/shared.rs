@@ -23,9 +23,9 @@ use crate::jobs::{Callback, CallbackOptions};
 use crate::nodes::Node;
 use crate::outbound::GuardedClient;
 use crate::secret::{SealContext, SealError, Sealer};
+use crate::secrets::SecretCache;
 use crate::supervisor::{Stop, Tasks};
 use crate::tenants::Caller;
-use crate::tenants::callback_secret::SecretCache;
 use crate::wakeups::Wakeups;
 
 /// The keys that are valid, by hash.
@@ -50,7 +50,7 @@ pub struct Shared {
     pub requests: tokio_util::task::TaskTracker,
     /// Runs database calls to their end.
     pub tasks: Tasks,
-    /// The secrets that sign callbacks.
+    /// The secrets that sign.
     pub secrets: SecretCache,
     /// The only way to a user's URL.
     pub client: GuardedClient,

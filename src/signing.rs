@@ -1,13 +1,14 @@
-//! Signatures, `[pure]`: Standard Webhooks v1, HMAC-SHA256 over `id.timestamp.body`.
+//! Signatures, `[pure]`: Standard Webhooks, HMAC-SHA256 (`v1`) or Ed25519 (`v1a`) over `id.timestamp.body`.
 //!
-//! Called by `deliveries::message` (signs every try), `endpoints` and `tenants` (make and keep secrets) and
+//! Called by `deliveries::message` (signs every try), `secrets` (makes and keeps them) and
 //! `cli::verify` and `demo` (check). Knows no clock: the time is handed in.
 //! Must not print a secret: `Debug` shows nothing, `Display` exists for the one answer that reveals it, and the
 //! memory of a secret is wiped when it is dropped.
 //!
 //! Invariant: the bytes signed are the bytes given; a signature is compared in constant time, as decoded bytes, and
-//! anything malformed is an error, never a pass. Ed25519 (`v1a`) will be a second kind of key beside
-//! [`SigningSecret`]; its tokens go behind the `v1` ones in the same header.
+//! anything malformed is an error, never a pass.
+
+mod ed25519;
 
 use std::fmt;
 
@@ -17,12 +18,16 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+pub use ed25519::Ed25519Key;
+
 /// What every symmetric secret begins with (Standard Webhooks, "Signature scheme").
 const SECRET_PREFIX: &str = "whsec_";
 /// Sizes of a symmetric secret in bytes (Standard Webhooks, "Signature scheme": 192 to 512 bits).
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// The version tag of an HMAC-SHA256 token.
 const V1: &str = "v1";
+/// The version tag of an Ed25519 token.
+const V1A: &str = "v1a";
 /// `v1,` and the padded base64 of 32 bytes.
 const TOKEN_LEN: usize = 47;
 /// More tokens than that in a header are not looked at: a sender has a handful of live secrets.
@@ -107,6 +112,92 @@ impl std::str::FromStr for SigningSecret {
     }
 }
 
+/// How a receiver's deliveries are signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SignatureKind {
+    /// With a secret that both sides know; `v1`.
+    HmacSha256,
+    /// With a key of which the receiver knows the public half; `v1a`.
+    Ed25519,
+}
+
+impl SignatureKind {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 2] =
+        [("hmac-sha256", Self::HmacSha256), ("ed25519", Self::Ed25519)];
+
+    /// The word of the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HmacSha256 => "hmac-sha256",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+}
+
+/// A key of either kind.
+#[derive(Clone, Debug)]
+pub enum SigningKey {
+    /// `whsec_…`
+    Hmac(SigningSecret),
+    /// `whsk_…`
+    Ed25519(Ed25519Key),
+}
+
+impl SigningKey {
+    /// A new one out of 32 random bytes that the caller drew.
+    pub fn from_random(kind: SignatureKind, bytes: [u8; 32]) -> Self {
+        match kind {
+            SignatureKind::HmacSha256 => Self::Hmac(SigningSecret::from_random(bytes)),
+            SignatureKind::Ed25519 => Self::Ed25519(Ed25519Key::from_random(bytes)),
+        }
+    }
+
+    /// Which kind it is.
+    pub fn kind(&self) -> SignatureKind {
+        match self {
+            Self::Hmac(_) => SignatureKind::HmacSha256,
+            Self::Ed25519(_) => SignatureKind::Ed25519,
+        }
+    }
+
+    /// `whpk_…`, where there is a public half.
+    pub fn public_key(&self) -> Option<String> {
+        match self {
+            Self::Hmac(_) => None,
+            Self::Ed25519(key) => Some(key.public_key()),
+        }
+    }
+}
+
+impl From<SigningSecret> for SigningKey {
+    fn from(secret: SigningSecret) -> Self {
+        Self::Hmac(secret)
+    }
+}
+
+/// Reveals the secret, as the `Display` of each kind does.
+impl fmt::Display for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hmac(secret) => secret.fmt(f),
+            Self::Ed25519(key) => key.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for SigningKey {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        if text.starts_with(ed25519::SECRET_PREFIX) {
+            Ed25519Key::parse(text).map(Self::Ed25519)
+        } else {
+            SigningSecret::parse(text).map(Self::Hmac)
+        }
+    }
+}
+
 /// Why a text is no signing secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
@@ -119,22 +210,42 @@ pub enum SecretError {
     /// It is shorter than 24 or longer than 64 bytes.
     #[error("a secret has 24 to 64 bytes")]
     Length,
+    /// What follows `whsk_` is no Ed25519 key.
+    #[error("after whsk_ a secret is the seed of an Ed25519 key, and its public key")]
+    Key,
 }
 
-/// The value of `webhook-signature`: one `v1,…` token for each live secret, in the order given, single spaces between.
-pub fn sign(secrets: &[SigningSecret], webhook_id: &str, timestamp_s: i64, body: &[u8]) -> String {
+/// The value of `webhook-signature`: one `v1,…` or `v1a,…` token for each live key, in the order given, single spaces
+/// between.
+pub fn sign(keys: &[SigningKey], webhook_id: &str, timestamp_s: i64, body: &[u8]) -> String {
     let timestamp = timestamp_s.to_string();
-    let mut header = String::with_capacity(secrets.len() * (TOKEN_LEN + 1));
-    for secret in secrets {
+    let mut header = String::with_capacity(keys.len() * (TOKEN_LEN + 1));
+    // Ed25519 reads its message twice, so it needs it in one piece.
+    let mut message = Vec::new();
+    for key in keys {
         if !header.is_empty() {
             header.push(' ');
         }
-        header.push_str(V1);
-        header.push(',');
-        let digest = secret.mac(webhook_id, &timestamp, body).finalize().into_bytes();
-        BASE64.encode_string(digest, &mut header);
+        match key {
+            SigningKey::Hmac(secret) => {
+                let digest = secret.mac(webhook_id, &timestamp, body).finalize().into_bytes();
+                push_token(&mut header, V1, digest);
+            }
+            SigningKey::Ed25519(key) => {
+                if message.is_empty() {
+                    message = [webhook_id.as_bytes(), timestamp.as_bytes(), body].join(&b'.');
+                }
+                push_token(&mut header, V1A, key.sign(&message));
+            }
+        }
     }
     header
+}
+
+fn push_token(header: &mut String, version: &str, signature: impl AsRef<[u8]>) {
+    header.push_str(version);
+    header.push(',');
+    BASE64.encode_string(signature, header);
 }
 
 /// The three headers of a signed message, as received; `None` where one is absent.

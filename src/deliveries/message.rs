@@ -12,7 +12,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT}
 
 use crate::clock::{Timestamp, rfc3339};
 use crate::ids::{DeliveryId, EventId};
-use crate::signing::{SigningSecret, sign};
+use crate::signing::{SigningKey, sign};
 
 /// How we introduce ourselves.
 pub const USER_AGENT_TEXT: &str = concat!("Ringback/", env!("CARGO_PKG_VERSION"));
@@ -44,7 +44,7 @@ pub struct Envelope<'a> {
     /// The time of this try.
     pub now: Timestamp,
     /// All that sign.
-    pub secrets: &'a [SigningSecret],
+    pub secrets: &'a [SigningKey],
     /// Headers of the receiver's own wish; checked when they were accepted.
     pub custom: &'a BTreeMap<String, String>,
     /// W3C trace context.
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn an_official_library_verifies_what_we_send() {
-        let secret = SigningSecret::from_random([7; 32]);
+        let secret = SigningKey::from_random(crate::signing::SignatureKind::HmacSha256, [7; 32]);
         let event = EventId::fresh();
         let body = body(event, "job.failed", br#"{"id":1}"#);
         let envelope = Envelope {

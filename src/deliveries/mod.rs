@@ -6,6 +6,7 @@
 //!
 //! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
 
+pub mod end_store;
 pub mod hand_off;
 pub mod message;
 pub mod read_store;

@@ -106,7 +106,7 @@ struct ResponseView {
 macro_rules! select_deliveries {
     ($where:literal) => {
         concat!(
-            "SELECT d.id, d.event_id, d.event_type, d.endpoint_id, d.job_id, j.callback_url,
+            "SELECT d.id, d.event_id, d.event_type, d.endpoint_id, d.job_id, coalesce(j.callback_url, e.url) AS url,
               q.delivery_id IS NOT NULL AS pending, q.due_at, a.number, a.verdict, a.status_code, a.error_code, a.error_message,
               a.started_at + a.duration_us * interval '1 microsecond' AS tried_at
             FROM ringback.deliveries d
@@ -114,6 +114,7 @@ macro_rules! select_deliveries {
             LEFT JOIN LATERAL (
               SELECT * FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY a.number DESC LIMIT 1
             ) a ON true
+            LEFT JOIN LATERAL (SELECT url FROM ringback.endpoints e WHERE e.tenant_id = d.tenant_id AND e.id = d.endpoint_id LIMIT 1) e ON true
             LEFT JOIN LATERAL (SELECT callback_url FROM ringback.jobs j WHERE j.tenant_id = d.tenant_id AND j.id = d.job_id LIMIT 1) j ON true
             WHERE d.tenant_id = $1 AND ", $where
         )
@@ -200,7 +201,7 @@ impl<'r> FromRow<'r, PgRow> for DeliveryView {
             event_type: row.try_get("event_type")?,
             endpoint_id: row.try_get("endpoint_id")?,
             job_id: row.try_get("job_id")?,
-            url: row.try_get("callback_url")?,
+            url: row.try_get("url")?,
             status,
             attempt: row.try_get::<Option<i32>, _>("number")?.unwrap_or(0),
             status_code: row.try_get("status_code")?,

@@ -6,6 +6,7 @@
 //!
 //! Invariant: an event's data is kept and sent byte for byte as it came.
 
+pub mod recent_store;
 pub mod store;
 
 use std::collections::BTreeMap;

@@ -86,12 +86,33 @@ pub async fn json_body(
     limit: usize,
     wrap: usize,
 ) -> Result<Vec<u8>, ApiError> {
-    let media_type =
-        request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if essence != "application/json" {
+    if media_type(request) != "application/json" {
         return Err(ApiError::MediaType("send the body as Content-Type: application/json"));
     }
+    strict_json(request, payload, limit, wrap).await
+}
+
+/// A body that must be a JSON merge patch (RFC 7396); plain JSON is taken for one.
+/// # Errors
+/// As [`body`].
+pub async fn patch_body(request: &HttpRequest, payload: web::Payload) -> Result<Vec<u8>, ApiError> {
+    if !matches!(media_type(request).as_str(), "application/merge-patch+json" | "application/json") {
+        return Err(ApiError::MediaType("send the body as Content-Type: application/merge-patch+json"));
+    }
+    strict_json(request, payload, BODY_MAX_BYTES, 1).await
+}
+
+fn media_type(request: &HttpRequest) -> String {
+    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+async fn strict_json(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+    wrap: usize,
+) -> Result<Vec<u8>, ApiError> {
     let bytes = body(request, payload, limit).await?;
     validate(&bytes, &JsonLimits { max_depth: DEPTH_MAX + wrap })
         .map_err(|fault| ApiError::NotJson(fault.to_string()))?;
@@ -257,6 +278,34 @@ fn read_cursor(text: &str) -> Option<Uuid> {
 /// The cursor behind an object.
 pub fn write_cursor(last: Uuid) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(last.as_bytes())
+}
+
+/// The tag of a version of an object.
+pub fn entity_tag(version: i64) -> String {
+    format!("\"{version}\"")
+}
+
+/// `If-Match` (RFC 9110, section 13.1.1): what the object's tag must be for the request to be carried out.
+#[derive(Debug, Clone)]
+pub struct IfMatch(Option<String>);
+
+impl IfMatch {
+    /// Of this request.
+    /// # Errors
+    /// [`ApiError::Invalid`] for what is no text.
+    pub fn of(request: &HttpRequest) -> Result<Self, ApiError> {
+        let Some(value) = request.headers().get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let text = value.to_str().map_err(|_| invalid("/if-match", "must be visible ASCII"))?;
+        Ok(Self(Some(text.to_owned())))
+    }
+
+    /// Is an object of this version meant? A weak tag never is.
+    pub fn allows(&self, version: i64) -> bool {
+        let tag = entity_tag(version);
+        self.0
+            .as_ref()
+            .is_none_or(|text| text.split(',').map(str::trim).any(|wanted| wanted == "*" || wanted == tag))
+    }
 }
 
 /// `Prefer: wait=N` (RFC 7240), at most 60 s.

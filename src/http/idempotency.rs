@@ -12,6 +12,7 @@ use super::extract::invalid;
 use super::problem::ApiError;
 use crate::idempotency::{self, KEY_MAX_BYTES, NewKey, RunningKey, StoredAnswer};
 use crate::ids::TenantId;
+use crate::secret::{SealContext, SealError, Sealer};
 use crate::shared::Shared;
 
 /// The key of a request, held while it runs.
@@ -79,8 +80,21 @@ pub async fn find(
     match stored {
         None => Ok(None),
         Some(stored) if stored.fingerprint != held.fingerprint => Err(ApiError::KeyReused),
-        Some(stored) => Ok(Some(replay(stored))),
+        Some(mut stored) => {
+            if let Some(sealed) = stored.body.strip_prefix(SEALED) {
+                let opened = shared.sealer.open(&seal_context(tenant), sealed)?;
+                stored.body.clone_from(opened.expose());
+            }
+            Ok(Some(replay(stored)))
+        }
     }
+}
+
+/// Before the sealed body of an answer; JSON never begins like this.
+const SEALED: &[u8] = b"\0sealed\0";
+
+fn seal_context(tenant: TenantId) -> SealContext {
+    SealContext { tenant: tenant.uuid(), owner: tenant.uuid(), column: "idempotency_keys.body" }
 }
 
 fn replay(stored: StoredAnswer) -> HttpResponse {
@@ -98,6 +112,20 @@ fn replay(stored: StoredAnswer) -> HttpResponse {
 }
 
 impl HeldKey {
+    /// As [`Self::stored`], for an answer that shows a secret: its body is sealed.
+    /// # Errors
+    /// [`SealError`].
+    pub fn stored_sealed(
+        &self,
+        sealer: &Sealer,
+        tenant: TenantId,
+        location: Option<String>,
+        body: &str,
+    ) -> Result<NewKey, SealError> {
+        let sealed = sealer.seal(&seal_context(tenant), body.as_bytes())?;
+        Ok(NewKey { body: [SEALED, &sealed].concat(), ..self.stored(location, "") })
+    }
+
     /// What is stored with the object.
     pub fn stored(&self, location: Option<String>, body: &str) -> NewKey {
         NewKey {

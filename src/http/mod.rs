@@ -6,6 +6,11 @@
 //! Order: request id → handler (key → body → idempotency → room) → problem document, if it failed.
 
 pub mod deliveries;
+pub mod endpoint_preview;
+pub mod endpoint_secrets;
+pub mod endpoint_stats;
+pub mod endpoint_test;
+pub mod endpoints;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
@@ -39,6 +44,13 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/jobs/{id}/attempts", &["GET"]),
     ("/v1/jobs/{id}/cancel", &["POST"]),
     ("/v1/jobs/{id}/retry", &["POST"]),
+    ("/v1/endpoints", &["GET", "POST"]),
+    ("/v1/endpoints/preview", &["POST"]),
+    ("/v1/endpoints/{id}", &["GET", "PATCH", "DELETE"]),
+    ("/v1/endpoints/{id}/secret", &["GET"]),
+    ("/v1/endpoints/{id}/secret/rotate", &["POST"]),
+    ("/v1/endpoints/{id}/stats", &["GET"]),
+    ("/v1/endpoints/{id}/test", &["POST"]),
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
@@ -57,6 +69,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/{id}/attempts").route(get().to(jobs::attempts)))
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
+        .configure(endpoint_routes)
         .service(at("/v1/deliveries").route(get().to(deliveries::list)))
         .service(at("/v1/deliveries/{id}").route(get().to(deliveries::get)))
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))
@@ -66,6 +79,24 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/readyz").route(get().to(operating::readyz)))
         .service(at("/openapi.yaml").route(get().to(operating::openapi)))
         .default_service(web::to(no_such_route));
+}
+
+fn endpoint_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            at("/v1/endpoints").route(get().to(endpoints::list)).route(web::post().to(endpoints::create)),
+        )
+        .service(at("/v1/endpoints/preview").route(web::post().to(endpoint_preview::preview)))
+        .service(
+            at("/v1/endpoints/{id}")
+                .route(get().to(endpoints::get))
+                .route(web::patch().to(endpoints::patch))
+                .route(web::delete().to(endpoints::delete)),
+        )
+        .service(at("/v1/endpoints/{id}/secret").route(get().to(endpoint_secrets::get)))
+        .service(at("/v1/endpoints/{id}/secret/rotate").route(web::post().to(endpoint_secrets::rotate)))
+        .service(at("/v1/endpoints/{id}/stats").route(get().to(endpoint_stats::stats)))
+        .service(at("/v1/endpoints/{id}/test").route(web::post().to(endpoint_test::test)));
 }
 
 /// GET, and HEAD with it (RFC 9110, section 9.1).

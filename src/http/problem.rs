@@ -9,10 +9,11 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 
 use crate::db::StoreError;
+use crate::endpoints::change::ChangeError;
 use crate::fields::{Fault, Faults};
 use crate::secret::SealError;
+use crate::secrets::SecretError;
 use crate::supervisor::TaskLost;
-use crate::tenants::callback_secret::SecretError;
 
 /// What went wrong with a request, in words that say what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum ApiError {
     /// The first request under the key is not done.
     #[error("the first request with this Idempotency-Key is still running; repeat this one later")]
     KeyRunning,
+    /// The object is not the one that `If-Match` names.
+    #[error("the object was changed since you read it; read it again, and decide anew")]
+    PreconditionFailed,
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -84,6 +88,16 @@ impl From<SecretError> for ApiError {
     }
 }
 
+impl From<ChangeError> for ApiError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Secret(error) => error.into(),
+            ChangeError::Faults(faults) => faults.into(),
+            ChangeError::Changed => Self::PreconditionFailed,
+        }
+    }
+}
+
 /// Declares the kinds of problems together with their list, so that neither can lack what the other has.
 macro_rules! kinds {
     ($($kind:ident: $status:literal, $slug:literal, $title:literal;)*) => {
@@ -113,6 +127,7 @@ kinds! {
     Conflict: 409, "conflict", "The object's state does not allow this";
     KeyRunning: 409, "idempotency-key-running", "The first request is still running";
     LeaseLost: 409, "lease-lost", "The lease is no longer held";
+    PreconditionFailed: 412, "precondition-failed", "The object is another than the one you know";
     TooLarge: 413, "too-large", "Too large";
     MediaType: 415, "unsupported-media-type", "Unsupported media type";
     Invalid: 422, "invalid-request", "The request is not valid";
@@ -147,6 +162,7 @@ fn kind_of(error: &ApiError) -> Kind {
         ApiError::Invalid(_) => Kind::Invalid,
         ApiError::KeyReused => Kind::KeyReused,
         ApiError::KeyRunning => Kind::KeyRunning,
+        ApiError::PreconditionFailed => Kind::PreconditionFailed,
         ApiError::Store(StoreError::Conflict(_)) => Kind::Conflict,
         ApiError::Store(StoreError::LeaseLost) => Kind::LeaseLost,
         ApiError::Store(StoreError::Unavailable(_)) => Kind::Unavailable,

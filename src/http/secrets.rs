@@ -8,23 +8,20 @@ use super::extract::{self, BODY_MAX_BYTES, Query};
 use super::problem::ApiError;
 use crate::clock::rfc3339;
 use crate::fields::{Faults, Fields};
+use crate::secrets::{LiveSecrets, OVERLAP_DEFAULT, Owner, store};
 use crate::shared::Shared;
 use crate::tenants::Scope;
-use crate::tenants::callback_secret::{LiveSecrets, live, rotate as rotate_secret};
 
 /// The longest overlap: a week.
 const OVERLAP_MAX_S: f64 = 604_800.0;
-const OVERLAP_DEFAULT: Duration = Duration::from_hours(24);
 
 /// `GET /v1/callback-secret`.
 pub async fn get(request: HttpRequest, shared: web::Data<Shared>) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::Admin)?;
     Query::of(&request).finish()?;
-    let for_task = shared.clone();
-    let secrets = shared
-        .tasks
-        .run(async move { live(&for_task.db, &for_task.sealer, caller.tenant, caller.tenant.uuid()).await })
-        .await??;
+    let (owner, for_task) = (Owner::callbacks(caller.tenant), shared.clone());
+    let secrets =
+        shared.tasks.run(async move { store::live(&for_task.db, &for_task.sealer, owner).await }).await??;
     Ok(answer(&secrets))
 }
 
@@ -37,18 +34,17 @@ pub async fn rotate(
     let caller = extract::caller(&request, &shared, &Scope::Admin)?;
     Query::of(&request).finish()?;
     let overlap = overlap(&request, payload).await?;
-    let for_task = shared.clone();
+    let (owner, for_task) = (Owner::callbacks(caller.tenant), shared.clone());
     let secrets = shared
         .tasks
-        .run(async move {
-            rotate_secret(&for_task.db, &for_task.sealer, caller.tenant, caller.tenant.uuid(), overlap).await
-        })
+        .run(async move { store::rotate(&for_task.db, &for_task.sealer, owner, overlap).await })
         .await??;
-    shared.secrets.forget(caller.tenant);
+    shared.secrets.forget(owner);
     Ok(answer(&secrets))
 }
 
-async fn overlap(request: &HttpRequest, payload: web::Payload) -> Result<Duration, ApiError> {
+/// How long the former secret signs along; the body may be missing altogether.
+pub(super) async fn overlap(request: &HttpRequest, payload: web::Payload) -> Result<Duration, ApiError> {
     if request.headers().get("content-type").is_none() {
         let bytes = extract::body(request, payload, BODY_MAX_BYTES).await?;
         return if bytes.is_empty() {
@@ -67,13 +63,16 @@ async fn overlap(request: &HttpRequest, payload: web::Payload) -> Result<Duratio
     faults.result(Some(overlap.unwrap_or(OVERLAP_DEFAULT))).map_err(ApiError::from)
 }
 
-fn answer(secrets: &LiveSecrets) -> HttpResponse {
+/// The secrets, for their owner's eyes.
+pub(super) fn answer(secrets: &LiveSecrets) -> HttpResponse {
     let previous: Vec<_> = secrets
         .previous
         .iter()
         .map(|(secret, expires_at)| serde_json::json!({ "secret": secret.to_string(), "expires_at": rfc3339(*expires_at) }))
         .collect();
-    HttpResponse::Ok()
-        .insert_header(("cache-control", "no-store"))
-        .json(serde_json::json!({ "secret": secrets.current.to_string(), "previous": previous }))
+    let mut answer = serde_json::json!({ "secret": secrets.current.to_string(), "previous": previous });
+    if let Some(key) = secrets.current.public_key() {
+        answer["public_key"] = key.into();
+    }
+    HttpResponse::Ok().insert_header(("cache-control", "no-store")).json(answer)
 }

@@ -27,6 +27,7 @@ use serde_json::value::RawValue;
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::ids::{JobId, TenantId};
+use crate::receivers::RetrySpec;
 
 /// An input is at most this long, as JSON text.
 pub const INPUT_MAX_BYTES: usize = 256 * 1024;
@@ -173,46 +174,6 @@ impl CallbackOptions {
     /// Is this end to be told?
     pub fn wants(&self, end: EndStatus) -> bool {
         self.on.as_ref().is_none_or(|on| on.contains(&end))
-    }
-}
-
-/// A retry policy as it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct RetrySpec {
-    /// The first wait, seconds.
-    pub initial_s: f64,
-    /// By what it grows each time.
-    pub factor: f64,
-    /// The longest wait, seconds.
-    pub max_s: f64,
-    /// Tries at most.
-    pub max_attempts: u32,
-    /// 0: exact; 1: anywhere from nothing to the whole wait.
-    pub jitter: f64,
-}
-
-impl RetrySpec {
-    /// As the decision wants it.
-    pub fn policy(self) -> RetryPolicy {
-        RetryPolicy {
-            initial: Duration::from_secs_f64(self.initial_s),
-            factor: self.factor,
-            max: Duration::from_secs_f64(self.max_s),
-            max_attempts: self.max_attempts,
-            jitter: self.jitter,
-        }
-    }
-}
-
-impl From<RetryPolicy> for RetrySpec {
-    fn from(policy: RetryPolicy) -> Self {
-        Self {
-            initial_s: policy.initial.as_secs_f64(),
-            factor: policy.factor,
-            max_s: policy.max.as_secs_f64(),
-            max_attempts: policy.max_attempts,
-            jitter: policy.jitter,
-        }
     }
 }
 

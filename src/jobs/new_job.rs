@@ -3,25 +3,23 @@
 //! Called by `http::jobs`. Every field of the contract is known here; one whose behaviour is not built yet is refused
 //! by name, never silently dropped. Behind this file nothing about a job is checked twice.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job, RetrySpec};
+use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::fields::{Faults, Fields};
 use crate::ids::{JobId, TenantId};
+use crate::receivers::{self, Backoff, RetrySpec};
 use crate::signing::SigningSecret;
-use crate::target::{HeaderUse, OutboundPolicy, parse_custom_headers, parse_target};
+use crate::target::OutboundPolicy;
 
 const NAME_MAX: usize = 100;
 const KEY_MAX: usize = 255;
-const URL_MAX: usize = 2048;
 const TIMEOUT_DEFAULT: Duration = Duration::from_mins(5);
 const TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
-const DELIVERY_TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=60.0;
 /// The farthest that a job may be put off: ten years.
 const DELAY_MAX_S: f64 = 315_576_000.0;
 const NOT_YET: &str = "not available yet in this version";
@@ -170,38 +168,10 @@ fn parse_run_at(fields: &mut Fields<'_>, now: Timestamp, faults: &mut Faults) ->
     Some(at.max(now))
 }
 
-#[derive(Clone, Copy)]
-struct Backoff {
-    initial: Option<Duration>,
-    factor: Option<f64>,
-    max: Option<Duration>,
-    jitter: Option<f64>,
-}
-
-fn read_backoff(fields: &mut Fields<'_>, faults: &mut Faults) -> Backoff {
-    Backoff {
-        initial: fields.seconds("initial_s", 0.01..=2_592_000.0, faults),
-        factor: fields.number("factor", 1.0..=100.0, faults),
-        max: fields.seconds("max_s", 0.01..=2_592_000.0, faults),
-        jitter: fields.number("jitter", 0.0..=1.0, faults),
-    }
-}
-
-fn apply(backoff: Backoff, base: RetryPolicy) -> RetryPolicy {
-    let initial = backoff.initial.unwrap_or(base.initial);
-    RetryPolicy {
-        initial,
-        factor: backoff.factor.unwrap_or(base.factor),
-        max: backoff.max.unwrap_or(base.max).max(initial),
-        jitter: backoff.jitter.unwrap_or(base.jitter),
-        max_attempts: base.max_attempts,
-    }
-}
-
 fn parse_backoff(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Backoff> {
     let raw = fields.raw("backoff")?;
     let mut inner = Fields::open(fields.pointer("backoff"), raw, faults)?;
-    let backoff = read_backoff(&mut inner, faults);
+    let backoff = Backoff::read(&mut inner, faults);
     inner.finish(faults);
     Some(backoff)
 }
@@ -211,7 +181,7 @@ fn retry_policy(backoff: Option<Backoff>, max_attempts: Option<i64>) -> RetryPol
         Some(max_attempts) => RetryPolicy { max_attempts, ..RetryPolicy::JOBS },
         None => RetryPolicy::JOBS,
     };
-    backoff.map_or(base, |backoff| apply(backoff, base))
+    backoff.map_or(base, |backoff| backoff.on(base))
 }
 
 fn parse_callback(
@@ -219,7 +189,7 @@ fn parse_callback(
     outbound: &OutboundPolicy,
     faults: &mut Faults,
 ) -> Option<Callback> {
-    let url = parse_url(fields, "callback_url", outbound, faults);
+    let url = receivers::parse_url(fields, "callback_url", outbound, faults);
     let raw = fields.raw("callback");
     let Some(raw) = raw else {
         return url.map(|url| Callback { url, options: CallbackOptions::default() });
@@ -229,52 +199,19 @@ fn parse_callback(
     }
     let mut inner = Fields::open(fields.pointer("callback"), raw, faults)?;
     let before = faults.clone();
-    let url = parse_url(&mut inner, "url", outbound, faults);
+    let url = receivers::parse_url(&mut inner, "url", outbound, faults);
     if url.is_none() && *faults == before {
         inner.fault("url", "is missing", faults);
     }
     let options = CallbackOptions {
-        headers: parse_headers(&mut inner, faults),
+        headers: receivers::parse_headers(&mut inner, faults),
         on: parse_on(&mut inner, faults),
         secret: parse_secret(&mut inner, faults),
-        retry: parse_retry(&mut inner, faults),
-        timeout_s: inner.number("timeout_s", DELIVERY_TIMEOUT_RANGE_S, faults),
+        retry: receivers::parse_retry(&mut inner, faults),
+        timeout_s: inner.number("timeout_s", receivers::TIMEOUT_RANGE_S, faults),
     };
     inner.finish(faults);
     url.map(|url| Callback { url, options })
-}
-
-fn parse_url(
-    fields: &mut Fields<'_>,
-    name: &'static str,
-    outbound: &OutboundPolicy,
-    faults: &mut Faults,
-) -> Option<String> {
-    // Longer than allowed by one, so that the address rule says the length that is allowed.
-    let text = fields.string(name, 0..=URL_MAX * 4, faults)?;
-    match parse_target(&text, outbound) {
-        Ok(target) => Some(target.as_str().to_owned()),
-        Err(refusal) => {
-            fields.fault(name, refusal.to_string(), faults);
-            None
-        }
-    }
-}
-
-fn parse_headers(fields: &mut Fields<'_>, faults: &mut Faults) -> BTreeMap<String, String> {
-    let headers = fields.strings("headers", faults).unwrap_or_default();
-    if let Err(wrong) = parse_custom_headers(
-        headers.iter().map(|(name, value)| (name.as_str(), value.as_str())),
-        HeaderUse::Delivery,
-    ) {
-        for fault in wrong {
-            faults.add(
-                format!("{}/{}", fields.pointer("headers"), fault.name.replace('~', "~0").replace('/', "~1")),
-                fault.kind.to_string(),
-            );
-        }
-    }
-    headers
 }
 
 fn parse_on(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Vec<EndStatus>> {
@@ -299,17 +236,4 @@ fn parse_secret(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<String> 
         return None;
     }
     Some(text)
-}
-
-fn parse_retry(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<RetrySpec> {
-    let raw = fields.raw("retry")?;
-    let mut inner = Fields::open(fields.pointer("retry"), raw, faults)?;
-    let max_attempts = inner.integer("max_attempts", 1..=100, faults);
-    let backoff = read_backoff(&mut inner, faults);
-    inner.finish(faults);
-    let mut policy = apply(backoff, RetryPolicy::DELIVERIES);
-    if let Some(number) = max_attempts.and_then(|number| u32::try_from(number).ok()) {
-        policy.max_attempts = number;
-    }
-    Some(policy.into())
 }

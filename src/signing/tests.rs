@@ -24,7 +24,7 @@ fn check(id: Option<&str>, timestamp: Option<&str>, signature: Option<&str>) -> 
 fn the_message_of_the_standard_is_signed_as_its_library_signs_it() {
     let library = standardwebhooks::Webhook::new(SPEC_SECRET).expect("a good secret");
     let expected = library.sign(SPEC_ID, SPEC_TIME, SPEC_BODY).expect("signs");
-    let ours = sign(&[spec_secret()], SPEC_ID, SPEC_TIME, SPEC_BODY);
+    let ours = sign(&[spec_secret().into()], SPEC_ID, SPEC_TIME, SPEC_BODY);
     assert_eq!(ours, expected);
     assert_eq!(ours, SPEC_SIGNATURE);
     assert_eq!(ours.len(), TOKEN_LEN);
@@ -104,7 +104,7 @@ fn a_secret_is_read_strictly_shown_on_purpose_and_never_by_debug() {
 fn a_good_message_passes_among_other_tokens() {
     let time = SPEC_TIME.to_string();
     assert_eq!(check(Some(SPEC_ID), Some(&time), Some(SPEC_SIGNATURE)), Ok(()));
-    let other = sign(&[SigningSecret::from_random([1; 32])], SPEC_ID, SPEC_TIME, SPEC_BODY);
+    let other = sign(&[SigningSecret::from_random([1; 32]).into()], SPEC_ID, SPEC_TIME, SPEC_BODY);
     for header in [
         format!("{other} {SPEC_SIGNATURE}"),
         format!("{SPEC_SIGNATURE} v1a,AAAA"),
@@ -155,11 +155,57 @@ fn no_secret_signs_nothing() {
     assert_eq!(sign(&[], "evt_1", 0, b""), "");
 }
 
+/// The key, message and signature of the reference implementation of `v1a` (the Svix server's own test).
+#[test]
+fn the_message_of_the_standard_is_signed_with_ed25519_as_the_reference_signs_it() {
+    let text =
+        "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
+    let key: SigningKey = text.parse().expect("a good key");
+    assert_eq!(key.to_string(), text);
+    assert_eq!(key.public_key().as_deref(), Some("whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4="));
+    assert_eq!(
+        sign(&[key], SPEC_ID, SPEC_TIME, SPEC_BODY),
+        "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
+    );
+}
+
+#[test]
+fn what_is_no_ed25519_key_is_refused() {
+    let pair = Ed25519Key::from_random([7; 32]);
+    let other = Ed25519Key::from_random([8; 32]);
+    let seed_only = format!("whsk_{}", BASE64.encode([7; 32]));
+    assert_eq!(Ed25519Key::parse(&seed_only).map(|key| key.to_string()).ok(), Some(pair.to_string()));
+    let mut mixed = BASE64.decode(&pair.to_string()[5..]).expect("base64");
+    mixed.truncate(32);
+    mixed.extend(BASE64.decode(&other.public_key()[5..]).expect("base64"));
+    for (text, error) in [
+        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), SecretError::Prefix),
+        ("whsk_%".to_owned(), SecretError::Base64),
+        (format!("whsk_{}", BASE64.encode([7; 31])), SecretError::Key),
+        (format!("whsk_{}", BASE64.encode([7; 33])), SecretError::Key),
+        (format!("whsk_{}", BASE64.encode(&mixed)), SecretError::Key),
+    ] {
+        assert_eq!(Ed25519Key::parse(&text).err(), Some(error), "{text}");
+    }
+    assert!(!format!("{pair:?}").contains("whsk"));
+}
+
+#[test]
+fn keys_of_both_kinds_sign_side_by_side() {
+    let keys = [spec_secret().into(), SigningKey::from_random(SignatureKind::Ed25519, [1; 32])];
+    let header = sign(&keys, SPEC_ID, SPEC_TIME, SPEC_BODY);
+    let (hmac, ed25519) = header.split_once(' ').expect("two tokens");
+    assert_eq!(hmac, SPEC_SIGNATURE);
+    assert!(ed25519.starts_with("v1a,"));
+    // A receiver that knows the shared secret passes the other token over.
+    assert_eq!(check(Some(SPEC_ID), Some(&SPEC_TIME.to_string()), Some(&header)), Ok(()));
+}
+
 /// `cargo test --release signing::tests::speed -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn speed_of_a_typical_message() {
-    let (secrets, body) = ([spec_secret()], vec![b'x'; 1024]);
+    let (secrets, body) = ([SigningKey::from(spec_secret())], vec![b'x'; 1024]);
     let rounds: u32 = 100_000;
     let start = std::time::Instant::now();
     for n in 0..rounds {
@@ -179,7 +225,8 @@ proptest! {
         let secrets: Vec<SigningSecret> =
             keys.into_iter().map(|key| SigningSecret::from_bytes(key).expect("a good length")).collect();
         let now_s = chrono::DateTime::<chrono::Utc>::from(std::time::UNIX_EPOCH + since_epoch()).timestamp();
-        let signature = sign(&secrets, &id, now_s, body.as_bytes());
+        let signing: Vec<SigningKey> = secrets.iter().cloned().map(SigningKey::from).collect();
+        let signature = sign(&signing, &id, now_s, body.as_bytes());
         prop_assert_eq!(signature.split(' ').count(), secrets.len());
         let mut headers = HeaderMap::new();
         headers.insert("webhook-id", HeaderValue::from_str(&id).expect("ascii"));
@@ -197,6 +244,22 @@ proptest! {
                 prop_assert_eq!(verify(secret, signed, &other, now_s, 0), Err(VerifyError::NoMatch));
             }
         }
+    }
+
+    #[test]
+    fn what_we_sign_with_ed25519_another_implementation_verifies(
+        seed: [u8; 32], id in "evt_[0-9a-z]{26}", at in 0i64..10_000_000_000, body in "\\PC{0,300}",
+    ) {
+        let key = SigningKey::from_random(SignatureKind::Ed25519, seed);
+        let header = sign(std::slice::from_ref(&key), &id, at, body.as_bytes());
+        let signature = BASE64.decode(header.strip_prefix("v1a,").expect("a token")).expect("base64");
+        let signature = ed25519_dalek::Signature::from_slice(&signature).expect("64 bytes");
+        let public = key.public_key().and_then(|text| BASE64.decode(&text[5..]).ok()).expect("base64");
+        let public = ed25519_dalek::VerifyingKey::try_from(public.as_slice()).expect("a public key");
+        let message = format!("{id}.{at}.{body}");
+        prop_assert!(public.verify_strict(message.as_bytes(), &signature).is_ok());
+        prop_assert!(public.verify_strict([message.as_bytes(), b"x"].concat().as_slice(), &signature).is_err());
+        prop_assert_eq!(key.to_string().parse::<SigningKey>().map(|read| read.public_key()), Ok(key.public_key()));
     }
 
     #[test]

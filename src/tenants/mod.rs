@@ -1,11 +1,9 @@
-//! Tenants: whose data it is, the API keys that speak for them, and their callback secret.
+//! Tenants: whose data it is, and the API keys that speak for them.
 //!
-//! Called by `app` (the first key), `http::auth` (who asks?) and `engine::dispatch` (what to sign with). A key is
-//! 256 random bits and stored as SHA-256: a slow hash would only make every request dear. Knows no HTTP.
+//! Called by `app` (the first key) and `http::extract` (who asks?). A key is 256 random bits and stored as SHA-256: a slow hash would only make every request dear. Knows no HTTP.
 //!
 //! Invariant: the tenant of a request comes from its key and from nowhere else.
 
-pub mod callback_secret;
 pub mod store;
 
 use sha2::{Digest, Sha256};

@@ -9,6 +9,8 @@ mod architecture;
 mod callback;
 mod cli;
 mod crash;
+mod endpoint_stores;
+mod endpoints;
 mod errors;
 mod execute;
 mod fairness;

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::deliveries::message::{self, Envelope};
 use crate::ids::{DeliveryId, EventId};
 use crate::outbound::{GuardedClient, OutboundRequest, SystemDns};
-use crate::signing::SigningSecret;
+use crate::signing::{SignatureKind, SigningKey};
 use crate::target::{OutboundPolicy, TargetUrl, parse_target};
 
 /// The dispatcher's limit to one receiver.
@@ -83,7 +83,7 @@ fn sender(client: Client, receiver: SocketAddr) -> io::Result<Sender> {
 
 async fn post_all(sender: Sender, data: Bytes, duration: Duration) -> Done {
     let began = Instant::now();
-    let secrets = Arc::new(vec![SigningSecret::from_random(rand::random())]);
+    let secrets = Arc::new(vec![SigningKey::from_random(SignatureKind::HmacSha256, rand::random())]);
     let mut posters = JoinSet::new();
     for _ in 0..AT_A_TIME {
         let (sender, data, secrets) = (sender.clone(), data.clone(), secrets.clone());
@@ -103,7 +103,7 @@ async fn post_all(sender: Sender, data: Bytes, duration: Duration) -> Done {
     Done { posts, failed, elapsed: began.elapsed() }
 }
 
-async fn post(sender: &Sender, data: &[u8], secrets: &[SigningSecret]) -> bool {
+async fn post(sender: &Sender, data: &[u8], secrets: &[SigningKey]) -> bool {
     let event = EventId::fresh();
     let body = message::body(event, "job.succeeded", data);
     let envelope = Envelope {

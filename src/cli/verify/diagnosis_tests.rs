@@ -9,7 +9,7 @@ const BODY: &[u8] = br#"{"type":"job.succeeded","data":{"b":1.0,"a":2}}"#;
 
 fn diagnose_as(change: impl FnOnce(&mut Message<'_>)) -> Result<(), String> {
     let secret = SigningSecret::parse(SECRET).expect("secret");
-    let signature = sign(&[secret], "evt_1", NOW_S, BODY);
+    let signature = sign(&[secret.into()], "evt_1", NOW_S, BODY);
     let timestamp = NOW_S.to_string();
     let mut message =
         Message { id: Some("evt_1"), timestamp: Some(&timestamp), signature: Some(&signature), body: BODY };
@@ -64,7 +64,7 @@ fn a_body_that_was_parsed_first_is_found_out() {
 #[test]
 fn an_old_message_is_told_from_a_wrong_one() {
     let secret = SigningSecret::parse(SECRET).expect("secret");
-    let signature = sign(&[secret], "evt_1", NOW_S, BODY);
+    let signature = sign(&[secret.into()], "evt_1", NOW_S, BODY);
     let timestamp = NOW_S.to_string();
     let message =
         Message { id: Some("evt_1"), timestamp: Some(&timestamp), signature: Some(&signature), body: BODY };
@@ -82,7 +82,7 @@ fn an_old_message_is_told_from_a_wrong_one() {
 #[test]
 fn a_signer_that_used_the_secrets_text_is_found_out() {
     let undecoded = SigningSecret::from_bytes(SECRET.as_bytes().to_vec()).expect("length");
-    let signature = sign(&[undecoded], "evt_1", NOW_S, BODY);
+    let signature = sign(&[undecoded.into()], "evt_1", NOW_S, BODY);
     let said = diagnose_as(|message| message.signature = Some(Box::leak(signature.into_boxed_str())))
         .expect_err("refused");
     assert!(said.contains("the secret's text as the key"), "{said}");

@@ -5,7 +5,6 @@
 //!
 //! Invariant: whatever happens here ends in a record, or in the death of the process.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,21 +15,18 @@ use crate::deliveries::message::{self, Envelope};
 use crate::deliveries::retry::{self, Answer, Verdict};
 use crate::deliveries::scheduling::{Landing, LandingAnswer};
 use crate::deliveries::store::{Loaded, Record};
-use crate::ids::{AttemptId, DeliveryId, TenantId};
-use crate::jobs::{CallbackOptions, RetrySpec};
+use crate::ids::{DeliveryId, TenantId};
+use crate::jobs::CallbackOptions;
 use crate::nodes::store::LostFlight;
 use crate::outbound::{ErrorClass, Exchange, OutboundRequest, SendError};
+use crate::receivers::RetrySpec;
+use crate::secrets::Owner;
+use crate::sending;
 use crate::shared::Shared;
-use crate::signing::SigningSecret;
+use crate::signing::SigningKey;
 use crate::supervisor::Stop;
 use crate::target::parse_target;
 
-/// So much of an answer's body is kept…
-const BODY_KEPT_MAX: usize = 16 * 1024;
-/// … and so much is read at most, so that a connection can be used again.
-const BODY_READ_MAX: usize = 64 * 1024;
-/// So much of an answer's headers is kept.
-const HEADERS_KEPT_MAX: usize = 8 * 1024;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 /// Sends a delivery once and records it. Tells how the receiver did, and after how long the next try is due.
@@ -100,7 +96,7 @@ async fn secrets_of(
     shared: &Shared,
     tenant: TenantId,
     options: &CallbackOptions,
-) -> Result<Arc<Vec<SigningSecret>>, String> {
+) -> Result<Arc<Vec<SigningKey>>, String> {
     match &options.secret {
         Some(text) => text
             .parse()
@@ -108,7 +104,7 @@ async fn secrets_of(
             .map_err(|_| "the callback's secret cannot be read".to_owned()),
         None => shared
             .secrets
-            .signing(&shared.db, &shared.sealer, tenant)
+            .signing(&shared.db, &shared.sealer, Owner::callbacks(tenant))
             .await
             .map_err(|error| error.to_string()),
     }
@@ -119,7 +115,7 @@ async fn post(
     stop: &Stop,
     loaded: &Loaded,
     options: &CallbackOptions,
-    secrets: &[SigningSecret],
+    secrets: &[SigningKey],
 ) -> (Answer, Result<Exchange, SendError>) {
     let url = match parse_target(&loaded.url, shared.client.policy()) {
         Ok(url) => url,
@@ -146,8 +142,8 @@ async fn post(
         headers: message::headers(&envelope, &body),
         body,
         timeout: options.timeout_s.map_or(TIMEOUT_DEFAULT, Duration::from_secs_f64),
-        keep_body_max: BODY_KEPT_MAX,
-        read_body_max: BODY_READ_MAX,
+        keep_body_max: sending::BODY_KEPT_MAX,
+        read_body_max: sending::BODY_READ_MAX,
     };
     let exchange = tokio::select! {
         exchange = shared.client.send(request) => exchange,
@@ -175,86 +171,18 @@ fn record_of(
     answer: &Answer,
     exchange: Result<Exchange, SendError>,
 ) -> Record {
-    let mut record = empty_record(loaded.due, loaded.attempt + 1, started_at);
+    let mut record = sending::empty_record(loaded.due, loaded.attempt + 1, started_at);
     record.verdict = verdict.code();
     record.wait = match verdict {
         Verdict::TryAgain(wait) => Some(wait),
         Verdict::Succeeded | Verdict::Failed => None,
     };
-    let error = match exchange {
-        Err(error) => Some(error),
-        Ok(exchange) => {
-            let Exchange { timings, remote_address, duration, result } = exchange;
-            record.duration = duration;
-            record.timings = [timings.dns, timings.connect, timings.tls, timings.first_byte];
-            record.remote_address = remote_address.map(|address| address.to_string());
-            match result {
-                Err(error) => Some(error),
-                Ok(answer) => {
-                    record.status_code = i16::try_from(answer.status).ok();
-                    record.error_code = retry::status_error(answer.status).map(str::to_owned);
-                    record.error_message = record.error_code.as_ref().map(|_| status_text(&answer));
-                    record.response_headers = Some(headers_json(&answer.headers));
-                    record.response_body = Some(answer.body.to_vec());
-                    record.truncated = answer.truncated;
-                    None
-                }
-            }
-        }
-    };
-    if let Some(error) = error {
+    if let Some(error) = sending::note(&mut record, exchange) {
         let code = if *answer == Answer::Interrupted { "crashed" } else { error.class.as_str() };
         record.error_code = Some(code.to_owned());
         record.error_message = Some(error.message);
     }
     record
-}
-
-fn status_text(answer: &crate::outbound::Answer) -> String {
-    match answer.headers.get(http::header::LOCATION).and_then(|value| value.to_str().ok()) {
-        Some(location) if (300..400).contains(&answer.status) => {
-            let shown: String = location.chars().take(200).collect();
-            format!(
-                "the receiver answered with status {} and points to {shown}; redirects are not followed",
-                answer.status
-            )
-        }
-        _ => format!("the receiver answered with status {}", answer.status),
-    }
-}
-
-fn headers_json(headers: &http::HeaderMap) -> String {
-    let mut kept = BTreeMap::new();
-    let mut size = 0;
-    for (name, value) in headers {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        size += name.as_str().len() + value.len();
-        if size > HEADERS_KEPT_MAX {
-            break;
-        }
-        kept.insert(name.as_str(), value);
-    }
-    serde_json::to_string(&kept).unwrap_or_default()
-}
-
-fn empty_record(due: Due, number: i32, started_at: clock::Timestamp) -> Record {
-    Record {
-        due,
-        number,
-        id: AttemptId::fresh(),
-        verdict: 0,
-        wait: None,
-        status_code: None,
-        error_code: None,
-        error_message: None,
-        started_at,
-        duration: Duration::ZERO,
-        timings: [None; 4],
-        remote_address: None,
-        response_headers: None,
-        response_body: None,
-        truncated: false,
-    }
 }
 
 /// The record of a try that was on the wire when its node died: nobody knows what came of it, so it is made again.
@@ -268,7 +196,7 @@ pub fn crashed(lost: LostFlight) -> Record {
         position: 0,
         replay: false,
     };
-    let mut record = empty_record(due, lost.number, lost.started_at);
+    let mut record = sending::empty_record(due, lost.number, lost.started_at);
     record.wait = Some(Duration::ZERO);
     record.error_code = Some("crashed".to_owned());
     record.error_message = Some("the process ended before the answer came or was recorded".to_owned());

@@ -41,7 +41,7 @@ pub(crate) struct Ringback {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), String>>>,
     /// Dropped after the service has ended.
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 impl Deref for Ringback {
@@ -75,7 +75,15 @@ impl Ringback {
         let address =
             start.await.expect("the service starts or says why").unwrap_or_else(|error| panic!("{error}"));
         let client = Client::new(address, API_KEY);
-        Self { client, stop: Some(stop), thread: Some(thread), _database: database }
+        Self { client, stop: Some(stop), thread: Some(thread), database }
+    }
+}
+
+impl Ringback {
+    /// Puts the database into a state that the API alone does not lead to.
+    pub(crate) async fn sql(&self, sql: String) {
+        let mut connection = self.database.options().connect().await.expect("a connection");
+        sqlx::Executor::execute(&mut connection, sqlx::AssertSqlSafe(sql)).await.expect("a statement");
     }
 }
 
