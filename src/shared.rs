@@ -13,6 +13,8 @@ use crate::db::Db;
 use crate::db::batch::Batcher;
 use crate::deliveries::hand_off::HandOff;
 use crate::deliveries::store::Record;
+use crate::endpoints::book::EndpointBook;
+use crate::events::NewEvent;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::ids::{JobId, TenantId};
@@ -52,12 +54,16 @@ pub struct Shared {
     pub tasks: Tasks,
     /// The secrets that sign.
     pub secrets: SecretCache,
+    /// All endpoints, in memory.
+    pub endpoints: EndpointBook,
     /// The only way to a user's URL.
     pub client: GuardedClient,
     /// The built-in kinds.
     pub executors: ExecutorTable,
     /// Jobs on their way in.
     pub accept: Batcher<Accept, Accepted>,
+    /// Events on their way in.
+    pub publish: Batcher<NewEvent, ()>,
     /// Ends of tries on their way in.
     pub finish: Batcher<Finish, bool>,
     /// Tries of deliveries on their way in.

@@ -164,3 +164,12 @@ impl Db {
         }
     }
 }
+
+/// JSON text that we stored ourselves.
+/// # Errors
+/// It is none.
+pub fn raw_json(bytes: &[u8]) -> Result<Box<serde_json::value::RawValue>, sqlx::Error> {
+    let text = std::str::from_utf8(bytes).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    serde_json::value::RawValue::from_string(text.to_owned())
+        .map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}

@@ -8,6 +8,7 @@
 
 pub mod end_store;
 pub mod hand_off;
+pub mod matched;
 pub mod message;
 pub mod read_store;
 pub mod retry;
@@ -17,7 +18,7 @@ pub mod store;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::ids::{DeliveryId, EventId, JobId, TenantId};
+use crate::ids::{DeliveryId, EndpointId, EventId, JobId, ReplayId, TenantId};
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -48,14 +49,31 @@ pub struct NewDelivery {
     pub event: EventId,
     /// Its topic.
     pub event_type: String,
-    /// To the callback of this job.
-    pub job: JobId,
+    /// To the callback of this job…
+    pub job: Option<JobId>,
+    /// … or to this endpoint.
+    pub endpoint: Option<EndpointId>,
     /// Who is called.
     pub target: Uuid,
     /// One after another with those that share it.
     pub order: Option<i64>,
     /// The event's place in the log.
     pub position: i64,
+    /// What a transform made of the data.
+    pub data: Option<String>,
+    /// It was ordered by this replay.
+    pub replay: Option<ReplayId>,
+}
+
+/// A delivery that failed before anything was sent.
+#[derive(Debug, Clone)]
+pub struct FailedDelivery {
+    /// Which.
+    pub delivery: NewDelivery,
+    /// In the words of the API.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
 }
 
 impl NewDelivery {
@@ -68,7 +86,7 @@ impl NewDelivery {
             target: self.target,
             order: self.order,
             position: self.position,
-            replay: false,
+            replay: self.replay.is_some(),
         }
     }
 }

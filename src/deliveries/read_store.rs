@@ -40,7 +40,8 @@ pub struct DeliveryView {
     pub id: DeliveryId,
     event_id: EventId,
     event_type: String,
-    endpoint_id: Option<EndpointId>,
+    /// To which endpoint.
+    pub endpoint_id: Option<EndpointId>,
     /// To whose callback.
     pub job_id: Option<JobId>,
     /// Where to.

@@ -12,10 +12,10 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::scheduling::{HELD_PER_KEY_MAX, KeyRef, TargetRef};
-use super::{Due, NewDelivery, lane_of};
+use super::{Due, FailedDelivery, NewDelivery, lane_of};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, Tx};
-use crate::ids::{AttemptId, DeliveryId, EventId, JobId, TenantId};
+use crate::ids::{AttemptId, DeliveryId, EndpointId, EventId, JobId, ReplayId, TenantId};
 
 /// Creates deliveries, due at once, in the caller's transaction.
 /// # Errors
@@ -24,24 +24,58 @@ pub async fn create(tx: &mut Tx, deliveries: &[NewDelivery]) -> Result<(), Store
     sqlx::query(
         "-- deliveries::store::create
         WITH input AS MATERIALIZED (
-          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::int2[], $8::int8[], $9::int8[])
-          AS t(tenant_id, id, event_id, event_type, job_id, target_id, lane, order_key, position)
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::uuid[], $8::int2[],
+            $9::int8[], $10::int8[], $11::bytea[], $12::uuid[])
+          AS t(tenant_id, id, event_id, event_type, job_id, endpoint_id, target_id, lane, order_key, position, data, replay_id)
         ), waiting AS (
-          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at, order_key, position)
-          SELECT tenant_id, id, lane, target_id, event_id, job_id, now(), order_key, position FROM input
+          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, order_key, position, is_replay)
+          SELECT tenant_id, id, lane, target_id, event_id, job_id, endpoint_id, now(), order_key, position, replay_id IS NOT NULL FROM input
         )
-        INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, job_id)
-        SELECT tenant_id, id, event_id, event_type, job_id FROM input",
+        INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, job_id, endpoint_id, data, replay_id)
+        SELECT tenant_id, id, event_id, event_type, job_id, endpoint_id, data, replay_id FROM input",
     )
     .bind(deliveries.iter().map(|delivery| delivery.tenant.uuid()).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.id.uuid()).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.event.uuid()).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.event_type.as_str()).collect::<Vec<_>>())
-    .bind(deliveries.iter().map(|delivery| delivery.job.uuid()).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.job.map(JobId::uuid)).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.endpoint.map(EndpointId::uuid)).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.target).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| lane_of(delivery.tenant, delivery.target)).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.order).collect::<Vec<_>>())
     .bind(deliveries.iter().map(|delivery| delivery.position).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.data.as_deref().map(str::as_bytes)).collect::<Vec<_>>())
+    .bind(deliveries.iter().map(|delivery| delivery.replay.map(ReplayId::uuid)).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Writes down deliveries that failed before anything was sent, in the caller's transaction.
+/// # Errors
+/// [`StoreError`].
+pub async fn create_failed(tx: &mut Tx, failed: &[FailedDelivery]) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- deliveries::store::create_failed
+        WITH input AS MATERIALIZED (
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::uuid[], $6::uuid[], $7::text[], $8::text[], $9::uuid[])
+          AS t(tenant_id, id, event_id, event_type, endpoint_id, attempt_id, code, message, replay_id)
+        ), tried AS (
+          INSERT INTO ringback.delivery_attempts (tenant_id, delivery_id, number, id, verdict, error_code, error_message, started_at, duration_us)
+          SELECT tenant_id, id, 1, attempt_id, 2, code, message, now(), 0 FROM input
+        )
+        INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, endpoint_id, replay_id)
+        SELECT tenant_id, id, event_id, event_type, endpoint_id, replay_id FROM input",
+    )
+    .bind(failed.iter().map(|failed| failed.delivery.tenant.uuid()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.delivery.id.uuid()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.delivery.event.uuid()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.delivery.event_type.as_str()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.delivery.endpoint.map(EndpointId::uuid)).collect::<Vec<_>>())
+    .bind(failed.iter().map(|_| AttemptId::fresh().uuid()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.code).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.message.as_str()).collect::<Vec<_>>())
+    .bind(failed.iter().map(|failed| failed.delivery.replay.map(ReplayId::uuid)).collect::<Vec<_>>())
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -178,6 +212,22 @@ pub async fn next_due(db: &Db, owner: Uuid) -> Result<Option<Duration>, StoreErr
     Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
 }
 
+/// Who is told.
+#[derive(Debug, Clone)]
+pub enum Receiver {
+    /// The callback of a job.
+    Callback {
+        /// Whose callback.
+        job: JobId,
+        /// Where to.
+        url: String,
+        /// Its options, sealed.
+        sealed_options: Option<Vec<u8>>,
+    },
+    /// An endpoint.
+    Endpoint(EndpointId),
+}
+
 /// All that is needed to send a delivery.
 #[derive(Debug, Clone)]
 pub struct Loaded {
@@ -187,16 +237,12 @@ pub struct Loaded {
     pub event: EventId,
     /// Its topic.
     pub event_type: String,
-    /// Its data's bytes.
+    /// Its data's bytes, or those that the transform made.
     pub data: Vec<u8>,
     /// W3C trace context.
     pub traceparent: Option<String>,
-    /// Whose callback.
-    pub job: JobId,
-    /// Where to.
-    pub url: String,
-    /// The callback's options, sealed.
-    pub sealed_options: Option<Vec<u8>>,
+    /// To whom.
+    pub receiver: Receiver,
     /// The highest attempt number so far.
     pub attempt: i32,
     /// How many of them count in this round.
@@ -218,7 +264,7 @@ pub async fn take_off(
         "-- deliveries::store::take_off
         WITH input AS MATERIALIZED (SELECT * FROM unnest($3::uuid[], $4::uuid[]) AS t(tenant_id, delivery_id)),
         waiting AS MATERIALIZED (
-          SELECT q.tenant_id, q.delivery_id, q.target_id, q.lane, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.attempt, q.tries
+          SELECT q.tenant_id, q.delivery_id, q.target_id, q.lane, q.order_key, q.position, q.is_replay, q.event_id, q.job_id, q.endpoint_id, q.attempt, q.tries
           FROM input i CROSS JOIN LATERAL (
             SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id LIMIT 1
           ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
@@ -228,10 +274,11 @@ pub async fn take_off(
           INSERT INTO ringback.delivery_flights (owner, id, tenant_ids, delivery_ids, attempts)
           SELECT $1, $2, array_agg(tenant_id), array_agg(delivery_id), array_agg(attempt + 1) FROM waiting HAVING count(*) > 0
         )
-        SELECT w.*, e.type, e.data, e.traceparent, j.callback_url, j.callback_options
+        SELECT w.*, e.type, coalesce(d.data, e.data) AS data, e.traceparent, j.callback_url, j.callback_options
         FROM waiting w
         CROSS JOIN LATERAL (SELECT * FROM ringback.events e WHERE e.tenant_id = w.tenant_id AND e.id = w.event_id LIMIT 1) e
-        CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.job_id LIMIT 1) j",
+        CROSS JOIN LATERAL (SELECT data FROM ringback.deliveries d WHERE d.tenant_id = w.tenant_id AND d.id = w.delivery_id LIMIT 1) d
+        LEFT JOIN LATERAL (SELECT callback_url, callback_options FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.job_id LIMIT 1) j ON true",
     )
     .bind(owner)
     .bind(flight)
@@ -246,9 +293,17 @@ pub async fn take_off(
         event_type: row.get("type"),
         data: row.get("data"),
         traceparent: row.get("traceparent"),
-        job: row.get("job_id"),
-        url: row.get::<Option<String>, _>("callback_url").unwrap_or_default(),
-        sealed_options: row.get("callback_options"),
+        receiver: match (
+            row.get::<Option<EndpointId>, _>("endpoint_id"),
+            row.get::<Option<JobId>, _>("job_id"),
+        ) {
+            (None, Some(job)) => Receiver::Callback {
+                job,
+                url: row.get::<Option<String>, _>("callback_url").unwrap_or_default(),
+                sealed_options: row.get("callback_options"),
+            },
+            (endpoint, _) => Receiver::Endpoint(endpoint.unwrap_or(EndpointId::from_uuid(Uuid::nil()))),
+        },
         attempt: row.get("attempt"),
         tries: row.get("tries"),
     };
@@ -366,8 +421,8 @@ pub async fn retry(
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "-- deliveries::store::retry
-        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, due_at, attempt)
-        SELECT d.tenant_id, d.id, $3, $4, d.event_id, d.job_id, now(), a.number
+        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, attempt)
+        SELECT d.tenant_id, d.id, $3, $4, d.event_id, d.job_id, d.endpoint_id, now(), a.number
         FROM ringback.deliveries d CROSS JOIN LATERAL (
           SELECT number, verdict FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY number DESC LIMIT 1
         ) a

@@ -7,6 +7,7 @@
 //!
 //! Invariant: every write takes the next change number, so that a reader who remembers the last one misses nothing.
 
+pub mod book;
 pub mod change;
 pub mod expression;
 pub mod health_store;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::events::{self, NewEvent};
 use crate::jobs::lease_store::Then;
 use crate::jobs::{finish as job_finish, store as job_store};
 use crate::shared::Shared;
@@ -22,6 +23,20 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
         }
     };
     shared.accept.run(stop, flush).await;
+}
+
+/// Published events become rows.
+pub async fn publish(shared: Arc<Shared>, stop: Stop) {
+    let flush = |batch: Arc<Vec<NewEvent>>| {
+        let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
+        async move {
+            let events: Vec<&NewEvent> = batch.iter().collect();
+            events::store::append(db.pool(), &events).await?;
+            wakeups.events.notify_one();
+            Ok(vec![(); batch.len()])
+        }
+    };
+    shared.publish.run(stop, flush).await;
 }
 
 /// Stop 6: ends of tries and their events.

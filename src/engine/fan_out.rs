@@ -1,34 +1,36 @@
-//! Stop 7 of a job's path: committed events get their positions in the log, and a delivery for each receiver. Next:
-//! `engine::dispatch`.
+//! Stop 7 of a job's path: committed events get their positions in the log, and a delivery for each receiver: the callback
+//! of a job, and every endpoint that is subscribed. Next: `engine::dispatch`.
 //!
-//! One transaction numbers a batch and creates its deliveries, so each event is fanned out exactly once, in the order
-//! of the log, also across a crash. Today the receivers are callbacks.
+//! One transaction numbers a batch and creates its deliveries, so each event is fanned out exactly once, in the order of
+//! the log, also across a crash. An event with very many receivers gets the first thousand there; the others are made in
+//! pieces, each a transaction, between the batches that come meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{jittered, pause};
 use crate::db::StoreError;
-use crate::deliveries::{self, Due, NewDelivery};
+use crate::deliveries::matched::{Matched, order_key};
+use crate::deliveries::{self, Due, FailedDelivery, NewDelivery};
+use crate::endpoints::expression::{EventContext, EventFacts};
+use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
 use crate::events;
+use crate::events::store::{Facts, Numbered, Rest};
 use crate::ids::DeliveryId;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
 const BATCH_MAX: i64 = 1000;
-const POLL: Duration = Duration::from_secs(1);
+/// Deliveries of one event that are made together with its number.
+const TOGETHER_MAX: usize = 1000;
+/// An idle look for events that were published by SQL.
+const POLL: Duration = Duration::from_millis(250);
 
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
     loop {
-        let more = match fan_out(&shared).await {
-            Ok((numbered, created)) => {
-                if !created.is_empty() && !shared.hand_off.give(created) {
-                    // The dispatcher is busy; it finds them in the database.
-                    shared.wakeups.deliveries.notify_one();
-                }
-                numbered as i64 >= BATCH_MAX
-            }
+        let more = match round(&shared).await {
+            Ok(more) => more,
             Err(error) => {
                 tracing::warn!(%error, "cannot fan events out");
                 false
@@ -43,29 +45,212 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     }
 }
 
+/// A batch, and a piece of a large fan-out. `true`: there is more to do.
+async fn round(shared: &Shared) -> Result<bool, StoreError> {
+    let mut more = false;
+    if events::store::is_waiting(&shared.db).await? {
+        let (numbered, created) = fan_out(shared).await?;
+        shared.wakeups.numbered.notify_waiters();
+        hand_over(shared, created);
+        more = numbered as i64 >= BATCH_MAX;
+    }
+    let (rest, created) = rest_of(shared).await?;
+    hand_over(shared, created);
+    Ok(more || rest)
+}
+
+fn hand_over(shared: &Shared, created: Vec<Due>) {
+    if !created.is_empty() && !shared.hand_off.give(created) {
+        // The dispatcher is busy; it finds them in the database.
+        shared.wakeups.deliveries.notify_one();
+    }
+}
+
 async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
     let mut tx = shared.db.begin().await?;
     let numbered = events::store::number(&mut tx, BATCH_MAX).await?;
-    let created: Vec<NewDelivery> = numbered
+    refresh(shared).await?;
+    let plans: Vec<Plan<'_>> = numbered.iter().map(|event| Plan::of(shared, event)).collect();
+    let wanted: Vec<_> = plans
         .iter()
-        .filter_map(|event| {
-            let callback = event.callback?;
-            Some(NewDelivery {
-                tenant: event.tenant,
-                id: DeliveryId::fresh(),
-                event: event.event,
-                event_type: event.event_type.clone(),
-                job: callback.job,
-                target: callback.target,
-                order: None,
-                position: event.position,
-            })
-        })
+        .filter(|plan| plan.needs_facts())
+        .map(|plan| (plan.event.tenant, plan.event.event))
         .collect();
-    if !created.is_empty() {
-        deliveries::store::create(&mut tx, &created).await?;
+    let facts = events::store::facts_of(&mut tx, &wanted).await?;
+    let (mut made, mut rests) = (Made::default(), Vec::new());
+    for plan in &plans {
+        rests.extend(plan.carry_out(facts.get(&plan.event.event), &mut made));
     }
+    write(&mut tx, &made).await?;
+    events::store::add_rests(&mut tx, &rests).await?;
     tx.commit().await?;
-    let due = created.iter().map(NewDelivery::due);
-    Ok((numbered.len(), due.collect()))
+    Ok((numbered.len(), made.due()))
+}
+
+/// One piece of a large fan-out. `true`: there may be more.
+async fn rest_of(shared: &Shared) -> Result<(bool, Vec<Due>), StoreError> {
+    if !events::store::has_rests(&shared.db).await? {
+        return Ok((false, Vec::new()));
+    }
+    let mut tx = shared.db.begin().await?;
+    let Some(rest) = events::store::take_rest(&mut tx).await? else {
+        return Ok((false, Vec::new()));
+    };
+    refresh(shared).await?;
+    let facts = events::store::facts_of(&mut tx, &[(rest.event.tenant, rest.event.event)]).await?;
+    let mut plan = Plan::of(shared, &rest.event);
+    // Those that were made after the event did not subscribe to it, and the ordered ones are done.
+    plan.endpoints.retain(|endpoint| {
+        endpoint.id > rest.after
+            && endpoint.id.created_at() <= rest.event.event.created_at()
+            && !is_ordered(endpoint)
+    });
+    plan.event_callback = false;
+    let mut made = Made::default();
+    let next = plan.carry_out(facts.get(&rest.event.event), &mut made);
+    write(&mut tx, &made).await?;
+    events::store::finish_rest(&mut tx, &rest, next.as_ref()).await?;
+    tx.commit().await?;
+    Ok((true, made.due()))
+}
+
+async fn refresh(shared: &Shared) -> Result<(), StoreError> {
+    match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            shared.wakeups.endpoints.notify_one();
+            Ok(())
+        }
+        Err(crate::secrets::SecretError::Store(error)) => Err(error),
+        Err(error) => {
+            tracing::error!(%error, "an endpoint cannot be read; its last known settings are used");
+            Ok(())
+        }
+    }
+}
+
+fn is_ordered(endpoint: &Endpoint) -> bool {
+    endpoint.settings.ordering != DeliveryOrder::Unordered
+}
+
+async fn write(tx: &mut crate::db::Tx, made: &Made) -> Result<(), StoreError> {
+    if !made.new.is_empty() {
+        deliveries::store::create(tx, &made.new).await?;
+    }
+    if !made.failed.is_empty() {
+        deliveries::store::create_failed(tx, &made.failed).await?;
+    }
+    Ok(())
+}
+
+/// What a fan-out makes.
+#[derive(Default)]
+struct Made {
+    new: Vec<NewDelivery>,
+    failed: Vec<FailedDelivery>,
+}
+
+impl Made {
+    fn due(&self) -> Vec<Due> {
+        self.new.iter().map(NewDelivery::due).collect()
+    }
+}
+
+/// An event and the endpoints whose types it matches.
+struct Plan<'a> {
+    event: &'a Numbered,
+    event_callback: bool,
+    endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl<'a> Plan<'a> {
+    fn of(shared: &Shared, event: &'a Numbered) -> Self {
+        let mut endpoints = shared.endpoints.of(event.tenant);
+        endpoints.retain(|endpoint| {
+            endpoint.settings.status != EndpointStatus::Disabled
+                && endpoint.settings.subscription.matches_type(&event.event_type)
+        });
+        // The ordered ones first: they are never left for a later piece, or their order would be lost.
+        endpoints.sort_by_key(|endpoint| (!is_ordered(endpoint), endpoint.id));
+        Self { event, event_callback: true, endpoints }
+    }
+
+    fn needs_facts(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| {
+            let subscription = &endpoint.settings.subscription;
+            subscription.filter.is_some() || subscription.transform.is_some() || is_ordered(endpoint)
+        })
+    }
+
+    /// Makes the deliveries, a thousand at most but for the ordered ones. Answers what is left.
+    fn carry_out(&self, facts: Option<&Facts>, made: &mut Made) -> Option<Rest> {
+        if let (true, Some(callback)) = (self.event_callback, self.event.callback) {
+            made.new.push(NewDelivery { job: Some(callback.job), ..self.delivery(callback.target) });
+        }
+        let context = facts.map(|facts| context_of(self.event, facts));
+        let mut count = 0;
+        for endpoint in &self.endpoints {
+            if count >= TOGETHER_MAX && !is_ordered(endpoint) {
+                return self.rest_before(endpoint);
+            }
+            count += usize::from(self.tell(endpoint, facts, context.as_ref(), made));
+        }
+        None
+    }
+
+    /// The rest begins with this endpoint.
+    fn rest_before(&self, endpoint: &Endpoint) -> Option<Rest> {
+        let place = self.endpoints.iter().position(|one| one.id == endpoint.id)?;
+        let before = self.endpoints[..place].iter().rev().find(|one| !is_ordered(one));
+        let after = before.map_or(crate::ids::EndpointId::from_uuid(uuid::Uuid::nil()), |one| one.id);
+        Some(Rest { event: self.event.clone(), after })
+    }
+
+    fn tell(
+        &self,
+        endpoint: &Endpoint,
+        facts: Option<&Facts>,
+        context: Option<&Result<EventContext, String>>,
+        made: &mut Made,
+    ) -> bool {
+        let matched = deliveries::matched::matched(&endpoint.settings.subscription, context);
+        let order = match endpoint.settings.ordering {
+            DeliveryOrder::Unordered => None,
+            DeliveryOrder::ByKey => facts.and_then(|facts| facts.ordering_key.as_deref()).map(order_key),
+            DeliveryOrder::Strict => Some(0),
+        };
+        let delivery =
+            NewDelivery { endpoint: Some(endpoint.id), order, ..self.delivery(endpoint.id.uuid()) };
+        match matched {
+            Matched::No => return false,
+            Matched::Yes { data } => made.new.push(NewDelivery { data, ..delivery }),
+            Matched::Failed { code, message } => made.failed.push(FailedDelivery { delivery, code, message }),
+        }
+        true
+    }
+
+    fn delivery(&self, target: uuid::Uuid) -> NewDelivery {
+        NewDelivery {
+            tenant: self.event.tenant,
+            id: DeliveryId::fresh(),
+            event: self.event.event,
+            event_type: self.event.event_type.clone(),
+            job: None,
+            endpoint: None,
+            target,
+            order: None,
+            position: self.event.position,
+            data: None,
+            replay: None,
+        }
+    }
+}
+
+fn context_of(event: &Numbered, facts: &Facts) -> Result<EventContext, String> {
+    EventContext::new(&EventFacts {
+        id: event.event,
+        event_type: &event.event_type,
+        data: &facts.data,
+        metadata: facts.metadata.as_ref(),
+    })
 }

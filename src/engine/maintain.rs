@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::{jittered, pause};
 use crate::db::{StoreError, partitions};
+use crate::endpoints::health_store;
+use crate::events;
 use crate::idempotency;
+use crate::ids::EventId;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
@@ -29,6 +32,12 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
     for dropped in partitions::drop_old(&shared.db, shared.config.retention).await? {
         tracing::info!(partition = dropped, "history that is older than the retention was dropped");
     }
+    while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    let kept_since = crate::clock::now() - shared.config.retention;
+    let first_kept = EventId::from_uuid(crate::ids::floor_of(kept_since));
+    while events::store::purge_log(&shared.db, first_kept, PURGE_BATCH).await? as i64 >= PURGE_BATCH {}
+    let days = i32::try_from(shared.config.retention.as_secs() / 86_400).unwrap_or(i32::MAX).max(1);
+    while health_store::purge(&shared.db, days, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     Ok(())
 }

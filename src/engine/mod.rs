@@ -49,6 +49,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     // Two flushers each: while one batch's commit is in flight, the next one forms and goes.
     for _ in 0..2 {
         start!(Base, "accept", batches::accept);
+        start!(Base, "publish", batches::publish);
         start!(Base, "finish", batches::finish);
         start!(Base, "record", batches::record);
     }

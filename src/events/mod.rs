@@ -6,8 +6,12 @@
 //!
 //! Invariant: an event's data is kept and sent byte for byte as it came.
 
+pub mod new_event;
+pub mod publish;
+pub mod read_store;
 pub mod recent_store;
 pub mod store;
+pub mod view;
 
 use std::collections::BTreeMap;
 

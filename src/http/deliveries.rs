@@ -5,8 +5,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::extract::{self, Query};
 use super::problem::ApiError;
 use super::{ListLink, list_answer};
+use crate::db::StoreError;
 use crate::deliveries::read_store::{self, DeliveryFilter};
 use crate::deliveries::{DeliveryStatus, lane_of, store};
+use crate::endpoints::EndpointStatus;
 use crate::events::CallbackRef;
 use crate::ids::{DeliveryId, EndpointId, EventId, JobId};
 use crate::shared::Shared;
@@ -52,19 +54,29 @@ pub async fn retry(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ht
     let caller = extract::caller(&request, &shared, &Scope::DeliveriesRetry)?;
     Query::of(&request).finish()?;
     let (id, tenant): (DeliveryId, _) = (extract::id(&request)?, caller.tenant);
-    let db = shared.db.clone();
+    let (db, for_task) = (shared.db.clone(), shared.clone());
     let detail = shared
         .tasks
         .run(async move {
             let found = read_store::get(&db, tenant, id).await?;
-            let (Some(job), Some(url)) = (found.delivery.job_id, found.delivery.url.as_deref()) else {
-                return Err(crate::db::StoreError::Conflict(
-                    "the receiver of this delivery is gone".to_owned(),
-                ));
+            let gone = || StoreError::Conflict("the receiver of this delivery is gone".to_owned());
+            let target = match (found.delivery.endpoint_id, found.delivery.job_id, &found.delivery.url) {
+                (Some(endpoint), _, _) => {
+                    for_task.endpoints.refresh(&db, &for_task.sealer).await?;
+                    let known = for_task.endpoints.get(tenant, endpoint).ok_or_else(gone)?;
+                    if known.settings.status == EndpointStatus::Disabled {
+                        return Err(StoreError::Conflict(
+                            "the endpoint of this delivery is disabled".to_owned(),
+                        )
+                        .into());
+                    }
+                    endpoint.uuid()
+                }
+                (None, Some(job), Some(url)) => CallbackRef::new(tenant, job, url).target,
+                _ => return Err(gone().into()),
             };
-            let target = CallbackRef::new(tenant, job, url).target;
             store::retry(&db, tenant, id, lane_of(tenant, target), target).await?;
-            read_store::get(&db, tenant, id).await
+            Ok::<_, ApiError>(read_store::get(&db, tenant, id).await?)
         })
         .await??;
     shared.wakeups.deliveries.notify_one();

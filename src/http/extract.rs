@@ -217,16 +217,21 @@ impl Query {
         None
     }
 
-    /// Which page.
-    pub fn page(&mut self) -> Page {
-        let limit = match self.parsed::<i64>("limit", "a whole number from 1 to 250") {
+    /// How many objects.
+    pub fn limit(&mut self) -> i64 {
+        match self.parsed::<i64>("limit", "a whole number from 1 to 250") {
             Some(limit) if (1..=250).contains(&limit) => limit,
             Some(_) => {
                 self.fault("limit", "must be a whole number from 1 to 250");
                 50
             }
             None => 50,
-        };
+        }
+    }
+
+    /// Which page.
+    pub fn page(&mut self) -> Page {
+        let limit = self.limit();
         let before = self.text("cursor").and_then(|text| {
             let read = read_cursor(&text);
             if read.is_none() {

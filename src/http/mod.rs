@@ -11,11 +11,13 @@ pub mod endpoint_secrets;
 pub mod endpoint_stats;
 pub mod endpoint_test;
 pub mod endpoints;
+pub mod events;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
 pub mod operating;
 pub mod problem;
+pub mod publish;
 pub mod secrets;
 pub mod submit;
 
@@ -51,6 +53,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/endpoints/{id}/secret/rotate", &["POST"]),
     ("/v1/endpoints/{id}/stats", &["GET"]),
     ("/v1/endpoints/{id}/test", &["POST"]),
+    ("/v1/events", &["GET", "POST"]),
+    ("/v1/events/batch", &["POST"]),
+    ("/v1/events/{id}", &["GET"]),
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
@@ -70,6 +75,9 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
         .configure(endpoint_routes)
+        .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
+        .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
+        .service(at("/v1/events/{id}").route(get().to(events::get)))
         .service(at("/v1/deliveries").route(get().to(deliveries::list)))
         .service(at("/v1/deliveries/{id}").route(get().to(deliveries::get)))
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))

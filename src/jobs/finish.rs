@@ -108,7 +108,7 @@ pub async fn write(db: Db, batch: Arc<Vec<Finish>>) -> Result<Vec<bool>, StoreEr
         .filter(|(_, held)| **held)
         .filter_map(|(finish, _)| finish.event.as_ref())
         .collect();
-    events::store::append(&mut tx, &events).await?;
+    events::store::append(&mut *tx, &events).await?;
     tx.commit().await?;
     Ok(held)
 }
@@ -161,7 +161,7 @@ pub async fn cancel(
                 finished_at: now,
             };
             let event = ended_event(&stored.job, options.as_ref(), &end);
-            events::store::append(&mut tx, &[&event]).await?;
+            events::store::append(&mut *tx, &[&event]).await?;
             tx.commit().await?;
             return Ok(CancelOutcome::Cancelled);
         }

@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
@@ -18,7 +17,7 @@ use super::view::{JobEnd, JobState};
 use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
-use crate::db::{Db, StoreError};
+use crate::db::{Db, StoreError, raw_json};
 use crate::ids::{JobId, TenantId};
 
 /// A job with its state, as it was read.
@@ -220,12 +219,6 @@ pub async fn ended_of(db: &Db, jobs: &[(TenantId, JobId)]) -> Result<Vec<(Tenant
     .fetch_all(db.pool())
     .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-/// JSON text that we stored ourselves.
-fn raw_json(bytes: &[u8]) -> Result<Box<RawValue>, sqlx::Error> {
-    let text = std::str::from_utf8(bytes).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    RawValue::from_string(text.to_owned()).map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// The columns of `jobs`.

@@ -12,6 +12,7 @@ mod crash;
 mod endpoint_stores;
 mod endpoints;
 mod errors;
+mod events;
 mod execute;
 mod fairness;
 mod idempotency;

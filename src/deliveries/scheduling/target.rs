@@ -149,6 +149,8 @@ pub(super) struct Back {
 
 impl Target {
     pub(super) fn set_policy(&mut self, policy: Policy) {
+        // What came while nothing was sent may have been left in the database.
+        self.more = self.more || (self.policy.paused && !policy.paused);
         self.policy = policy;
     }
 

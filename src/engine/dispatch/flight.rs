@@ -8,9 +8,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::{News, transmit};
+use super::News;
+use super::transmit::{self, Landed};
+use crate::deliveries::Due;
 use crate::deliveries::scheduling::{Landing, LandingAnswer};
-use crate::deliveries::{Due, store};
+use crate::deliveries::store::{self, Receiver};
 use crate::ids::DeliveryId;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
@@ -30,8 +32,13 @@ impl Flight {
     pub(super) async fn fly(self, batch: Vec<Due>, landed: Vec<Uuid>) {
         let Self { id: flight, shared, stop, news } = self;
         // The dispatcher is gone only when the process is ending; then nobody needs the news.
-        let tell = |due: Due, landing: Landing| drop(news.send(News::Landed { due, flight, landing }));
-        let not_called = |again_in| Landing { answer: LandingAnswer::NotCalled, again_in };
+        let tell =
+            |due: Due, landed: Landed| drop(news.send(News::Landed { due, flight, endpoint: None, landed }));
+        let not_called = |again_in| Landed {
+            landing: Landing { answer: LandingAnswer::NotCalled, again_in },
+            duration: Duration::ZERO,
+            gone: false,
+        };
         let loaded = store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await;
         drop(news.send(News::Loaded));
         let loaded = match loaded {
@@ -55,8 +62,12 @@ impl Flight {
             let (shared, stop, news) = (shared.clone(), stop.clone(), news.clone());
             flying.spawn(async move {
                 let due = one.due;
-                let landing = transmit::transmit(&shared, &stop, one).await;
-                drop(news.send(News::Landed { due, flight, landing }));
+                let endpoint = match one.receiver {
+                    Receiver::Endpoint(endpoint) => Some(endpoint),
+                    Receiver::Callback { .. } => None,
+                };
+                let landed = transmit::transmit(&shared, &stop, one).await;
+                drop(news.send(News::Landed { due, flight, endpoint, landed }));
             });
         }
         while flying.join_next().await.is_some() {}

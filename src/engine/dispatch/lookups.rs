@@ -15,6 +15,7 @@ use crate::db::StoreError;
 use crate::deliveries::scheduling::{KeyRef, Moment, TargetRef, Wants};
 use crate::deliveries::store::{self, DueCursor, KeyRows};
 use crate::deliveries::{Due, lane_of};
+use crate::endpoints::health_store::{self, Health};
 use crate::engine::jittered;
 use crate::nodes::{self, store::Holding};
 use crate::shared::Shared;
@@ -37,6 +38,8 @@ pub(super) struct Looked {
     asked_keys: Vec<KeyRef>,
     /// What this node holds now, if that was asked.
     holding: Option<Holding>,
+    /// What earlier owners knew of endpoints, when lanes are asked for.
+    known: Vec<Health>,
 }
 
 /// A page of what became due.
@@ -92,7 +95,8 @@ impl Dispatcher {
             }
         };
         if let Some(holding) = looked.holding {
-            self.hold(holding, now);
+            self.hold(holding, &looked.known, now);
+            self.read_endpoints();
         }
         if let Some(sweep) = looked.sweep {
             self.take_page(sweep);
@@ -123,7 +127,7 @@ impl Dispatcher {
     }
 
     /// Takes over new lanes, lets go of lost ones, and gives away what is more than its share.
-    fn hold(&mut self, holding: Holding, now: Moment) {
+    fn hold(&mut self, holding: Holding, known: &[Health], now: Moment) {
         let lanes: HashSet<i16> = holding.lanes.into_iter().collect();
         let mut spare: Vec<i16> = lanes.iter().copied().collect();
         spare.sort_unstable();
@@ -139,6 +143,7 @@ impl Dispatcher {
         );
         if !lanes.is_subset(&self.lanes) {
             self.cursor = None;
+            self.health.load(known);
         }
         (self.lanes, self.leaving) = (lanes, leaving);
         let kept = |(tenant, target): TargetRef| {
@@ -189,9 +194,11 @@ async fn look(
     from: From,
     wants: Wants,
 ) -> Result<Looked, StoreError> {
-    let holding = match lanes {
-        Some(leaving) => Some(take_lanes(shared, &leaving).await?),
-        None => None,
+    let (holding, known) = match lanes {
+        Some(leaving) => {
+            (Some(take_lanes(shared, &leaving).await?), health_store::load_health(&shared.db).await?)
+        }
+        None => (None, Vec::new()),
     };
     let sweep = match from {
         From::Nowhere => None,
@@ -209,7 +216,7 @@ async fn look(
     } else {
         store::heads_of_keys(&shared.db, &wants.keys).await?
     };
-    Ok(Looked { sweep, refills, keys, asked_keys: wants.keys, holding })
+    Ok(Looked { sweep, refills, keys, asked_keys: wants.keys, holding, known })
 }
 
 /// Gives away `leaving`, takes lanes that have no owner, and records what was on the wire when their owner died.

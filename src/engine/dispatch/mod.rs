@@ -8,8 +8,11 @@
 //! committed is thrown away (`landed_meanwhile`).
 
 mod flight;
+mod health;
 mod lookups;
+mod rates;
 pub mod transmit;
+mod way;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,12 +24,16 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::flight::Flight;
+use self::health::HealthBook;
 use self::lookups::Looked;
+use self::rates::{Rate, Rates};
+use self::transmit::Landed;
 use crate::db::StoreError;
 use crate::deliveries::Due;
-use crate::deliveries::scheduling::{Landing, LandingAnswer, Moment, Schedule};
+use crate::deliveries::scheduling::{LandingAnswer, Moment, Policy, Schedule};
 use crate::deliveries::store::DueCursor;
-use crate::ids::{DeliveryId, fresh_uuid};
+use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
+use crate::ids::{DeliveryId, EndpointId, fresh_uuid};
 use crate::nodes;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
@@ -41,7 +48,7 @@ const LOADING_MAX: usize = 2;
 /// What a flight or a look-up tells the dispatcher.
 enum News {
     /// A delivery is not in flight any more.
-    Landed { due: Due, flight: Uuid, landing: Landing },
+    Landed { due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: Landed },
     /// A batch is loaded and in the air.
     Loaded,
     /// A look-up is done.
@@ -53,6 +60,11 @@ struct Dispatcher {
     stop: Stop,
     began: Instant,
     schedule: Schedule,
+    rates: Rates,
+    health: HealthBook,
+    health_at: Instant,
+    /// The last change of an endpoint that the schedule knows of.
+    endpoints_change: i64,
     news: mpsc::UnboundedSender<News>,
     tasks: JoinSet<()>,
     /// Flights with deliveries still in the air, and how many.
@@ -87,6 +99,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             Some(created) = hand_off.recv() => dispatcher.offer_all(created),
             Some(news) = heard.recv() => dispatcher.hear(news),
             () = shared.wakeups.deliveries.notified() => dispatcher.look_at_once(),
+            () = shared.wakeups.endpoints.notified() => dispatcher.read_endpoints(),
             () = tokio::time::sleep_until(wake_at) => {}
         }
         while let Ok(news) = heard.try_recv() {
@@ -96,8 +109,10 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             dispatcher.offer_all(created);
         }
         while dispatcher.tasks.try_join_next().is_some() {}
+        dispatcher.flush_health();
     }
-    while dispatcher.tasks.join_next().await.is_some() {}
+    // The last flights land, and what they teach is written as well.
+    dispatcher.drain(&mut heard).await;
     // Also those that a look-up took while the news of it was not heard any more.
     let lanes: Vec<i16> = (0..nodes::LANES).collect();
     if let Err(error) = nodes::store::release_lanes(&shared.db, &shared.node, &lanes).await {
@@ -110,6 +125,10 @@ impl Dispatcher {
         let now = Instant::now();
         Self {
             schedule: Schedule::new(shared.config.dispatcher_concurrency, HELD_MAX),
+            rates: Rates::default(),
+            health: HealthBook::default(),
+            health_at: now,
+            endpoints_change: 0,
             shared,
             stop,
             began: now,
@@ -150,6 +169,7 @@ impl Dispatcher {
         for due in created {
             // Another node's, or soon to be.
             if self.lanes.contains(&due.lane) && !self.leaving.contains(&due.lane) {
+                self.introduce(&due, now);
                 self.schedule.offer(due, now);
             }
         }
@@ -159,8 +179,9 @@ impl Dispatcher {
     fn take_off(&mut self) {
         let now = self.now();
         while self.loading < LOADING_MAX {
-            let batch: Vec<Due> =
-                std::iter::from_fn(|| self.schedule.take(now, |_| None)).take(BATCH_MAX).collect();
+            let batch: Vec<Due> = std::iter::from_fn(|| self.schedule.take(now, |at| self.rates.check(at)))
+                .take(BATCH_MAX)
+                .collect();
             if batch.is_empty() {
                 return;
             }
@@ -181,8 +202,11 @@ impl Dispatcher {
         match news {
             News::Looked(result) => self.looked(result),
             News::Loaded => self.loading -= 1,
-            News::Landed { due, flight, landing } => {
-                let now = self.now();
+            News::Landed { due, flight, endpoint, landed } => {
+                let (now, landing) = (self.now(), landed.landing);
+                if let Some(endpoint) = endpoint {
+                    self.health.note(&due, endpoint, &landed);
+                }
                 self.schedule.landed(&due, landing, now);
                 if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
                     *count = count.saturating_sub(1);
@@ -210,6 +234,74 @@ impl Dispatcher {
                 self.flights.remove(&flight);
                 self.landed_flights.push(flight);
             }
+        }
+    }
+
+    /// Tells the schedule what holds for a receiver that it does not know yet.
+    fn introduce(&mut self, due: &Due, now: Moment) {
+        let at = (due.tenant, due.target);
+        if !self.schedule.knows(at)
+            && let Some(endpoint) = self.shared.endpoints.get(due.tenant, EndpointId::from_uuid(due.target))
+        {
+            self.obey(&endpoint, now);
+        }
+    }
+
+    /// Sets what holds for an endpoint.
+    fn obey(&mut self, endpoint: &Endpoint, now: Moment) {
+        let (at, settings) = ((endpoint.tenant, endpoint.id.uuid()), &endpoint.settings);
+        let rate = settings
+            .rate_limit
+            .and_then(|rate| Some(Rate { per_s: rate.per_s, burst: std::num::NonZeroU32::new(rate.burst)? }));
+        self.rates.set(at, rate.filter(|_| !endpoint.deleted));
+        let policy = Policy {
+            cap: if settings.ordering == DeliveryOrder::Strict { 1 } else { settings.max_in_flight as usize },
+            paused: settings.status == EndpointStatus::Paused && !endpoint.deleted,
+        };
+        self.schedule.set_policy(at, policy, now);
+    }
+
+    /// Reads what changed of the endpoints, in a task; the bell rings again when there was something.
+    fn read_endpoints(&mut self) {
+        let now = self.now();
+        for endpoint in self.shared.endpoints.changed_after(self.endpoints_change) {
+            self.endpoints_change = endpoint.change;
+            if self.schedule.knows((endpoint.tenant, endpoint.id.uuid())) {
+                self.obey(&endpoint, now);
+            }
+        }
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
+                Ok(true) => shared.wakeups.endpoints.notify_one(),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "cannot read the endpoints"),
+            }
+        });
+    }
+
+    /// Writes what was learned of endpoints, now and then, or at once when one is to be disabled.
+    fn flush_health(&mut self) {
+        let now = Instant::now();
+        if now < self.health_at && !self.health.is_urgent() {
+            return;
+        }
+        self.health_at = now + health::FLUSH_EVERY;
+        if let Some(learned) = self.health.take() {
+            self.tasks.spawn(learned.write(self.shared.clone()));
+        }
+    }
+
+    /// Waits for all that flies, and writes what it teaches.
+    async fn drain(&mut self, heard: &mut mpsc::UnboundedReceiver<News>) {
+        while self.tasks.join_next().await.is_some() {}
+        while let Ok(news) = heard.try_recv() {
+            if let News::Landed { due, endpoint: Some(endpoint), landed, .. } = news {
+                self.health.note(&due, endpoint, &landed);
+            }
+        }
+        if let Some(learned) = self.health.take() {
+            learned.write(self.shared.clone()).await;
         }
     }
 }

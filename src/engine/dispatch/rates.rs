@@ -14,7 +14,7 @@ use crate::deliveries::scheduling::TargetRef;
 
 /// So many a second on average, and so many at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rate {
+pub(super) struct Rate {
     /// On average; more than zero.
     pub per_s: f64,
     /// At once.

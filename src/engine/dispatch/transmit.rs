@@ -5,42 +5,50 @@
 //!
 //! Invariant: whatever happens here ends in a record, or in the death of the process.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backoff::{RetryPolicy, parse_retry_after};
+use super::way::{Route, Way};
+use crate::backoff::parse_retry_after;
 use crate::clock;
 use crate::deliveries::Due;
+use crate::deliveries::end_store::EndReason;
 use crate::deliveries::message::{self, Envelope};
 use crate::deliveries::retry::{self, Answer, Verdict};
 use crate::deliveries::scheduling::{Landing, LandingAnswer};
 use crate::deliveries::store::{Loaded, Record};
+
 use crate::ids::{DeliveryId, TenantId};
-use crate::jobs::CallbackOptions;
 use crate::nodes::store::LostFlight;
 use crate::outbound::{ErrorClass, Exchange, OutboundRequest, SendError};
-use crate::receivers::RetrySpec;
-use crate::secrets::Owner;
 use crate::sending;
 use crate::shared::Shared;
 use crate::signing::SigningKey;
 use crate::supervisor::Stop;
 use crate::target::parse_target;
 
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// When a delivery that must not go now is looked at again.
+const LATER: Duration = Duration::from_secs(1);
 
 /// Sends a delivery once and records it. Tells how the receiver did, and after how long the next try is due.
-pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landing {
-    let (record, answer) = attempt(shared, stop, &loaded).await;
-    let (delivery, number) = (loaded.due.id, record.number);
-    let landing = Landing { answer, again_in: record.wait };
+pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
+    let not_called = Landing { answer: LandingAnswer::NotCalled, again_in: None };
+    let Attempt { record, did, gone } = match Way::to(shared, &loaded).await {
+        Route::Way(way) => attempt(shared, stop, &loaded, &way).await,
+        Route::Ended(reason) => ended(&loaded, reason),
+        Route::Later => {
+            let later = Landing { again_in: Some(LATER), ..not_called };
+            return Landed { landing: later, duration: Duration::ZERO, gone: false };
+        }
+    };
+    let (delivery, number, duration) = (loaded.due.id, record.number, record.duration);
+    let landing = Landing { answer: did, again_in: record.wait };
     tracing::debug!(
-        delivery.id = %delivery, event.id = %loaded.event, job.id = %loaded.job, attempt = number, verdict = record.verdict,
-        status = record.status_code, error = record.error_code.as_deref(), duration_ms = record.duration.as_millis() as u64,
+        delivery.id = %delivery, event.id = %loaded.event, attempt = number, verdict = record.verdict,
+        status = record.status_code, error = record.error_code.as_deref(), duration_ms = duration.as_millis() as u64,
         "delivery {delivery} tried"
     );
     match shared.record.submit_patiently(record).await {
-        Ok(true) => return landing,
+        Ok(true) => return Landed { landing, duration, gone },
         Ok(false) => tracing::warn!(
             delivery.id = %delivery, attempt = number,
             "delivery {delivery} belongs to another node now; this try is not recorded"
@@ -49,7 +57,18 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landing {
             tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
         }
     }
-    Landing { answer: LandingAnswer::NotCalled, again_in: None }
+    Landed { landing: not_called, duration, gone }
+}
+
+/// What came of it, for the dispatcher.
+#[derive(Debug, Clone, Copy)]
+pub struct Landed {
+    /// For the schedule.
+    pub landing: Landing,
+    /// How long the receiver took.
+    pub duration: Duration,
+    /// It said 410: it wants no more.
+    pub gone: bool,
 }
 
 /// How the receiver did, for the schedule.
@@ -72,52 +91,44 @@ fn landing_answer(
     }
 }
 
-async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded) -> (Record, LandingAnswer) {
-    let started_at = clock::now();
-    let options = shared.open_options(loaded.due.tenant, loaded.job, loaded.sealed_options.as_deref());
-    let secrets = match &options {
-        Ok(options) => secrets_of(shared, loaded.due.tenant, options).await,
-        Err(error) => Err(error.to_string()),
-    };
-    let options = options.unwrap_or_default();
-    let policy = options.retry.map_or(RetryPolicy::DELIVERIES, RetrySpec::policy);
-    let (answer, exchange) = match secrets {
-        Ok(secrets) => post(shared, stop, loaded, &options, &secrets).await,
-        // An operator's mistake (another master key, no database): worth another try, and visible meanwhile.
-        Err(text) => (Answer::NoAnswer, Err(SendError { class: ErrorClass::Protocol, message: text })),
-    };
-    let tries = u32::try_from(loaded.tries + 1).unwrap_or(u32::MAX);
-    let verdict = retry::decide(&policy, tries, &answer, rand::random());
-    let did = landing_answer(&answer, &exchange, policy.max);
-    (record_of(loaded, started_at, verdict, &answer, exchange), did)
+struct Attempt {
+    record: Record,
+    did: LandingAnswer,
+    gone: bool,
 }
 
-async fn secrets_of(
-    shared: &Shared,
-    tenant: TenantId,
-    options: &CallbackOptions,
-) -> Result<Arc<Vec<SigningKey>>, String> {
-    match &options.secret {
-        Some(text) => text
-            .parse()
-            .map(|secret| Arc::new(vec![secret]))
-            .map_err(|_| "the callback's secret cannot be read".to_owned()),
-        None => shared
-            .secrets
-            .signing(&shared.db, &shared.sealer, Owner::callbacks(tenant))
-            .await
-            .map_err(|error| error.to_string()),
-    }
+/// The record of a delivery that ends unsent.
+fn ended(loaded: &Loaded, reason: EndReason) -> Attempt {
+    let mut record = sending::empty_record(loaded.due, loaded.attempt + 1, clock::now());
+    record.verdict = Verdict::Failed.code();
+    record.error_code = Some(reason.code.to_owned());
+    record.error_message = Some(reason.message.to_owned());
+    Attempt { record, did: LandingAnswer::NotCalled, gone: false }
+}
+
+async fn attempt(shared: &Shared, stop: &Stop, loaded: &Loaded, way: &Way) -> Attempt {
+    let started_at = clock::now();
+    let (answer, exchange) = match &way.keys {
+        Ok(keys) => post(shared, stop, loaded, (way, keys)).await,
+        // An operator's mistake (another master key, no database): worth another try, and visible meanwhile.
+        Err(text) => {
+            (Answer::NoAnswer, Err(SendError { class: ErrorClass::Protocol, message: text.clone() }))
+        }
+    };
+    let tries = u32::try_from(loaded.tries + 1).unwrap_or(u32::MAX);
+    let verdict = retry::decide(&way.retry, tries, &answer, rand::random());
+    let did = landing_answer(&answer, &exchange, way.retry.max);
+    let gone = matches!(answer, Answer::Status { code: 410, .. });
+    Attempt { record: record_of(loaded, started_at, verdict, &answer, exchange), did, gone }
 }
 
 async fn post(
     shared: &Shared,
     stop: &Stop,
     loaded: &Loaded,
-    options: &CallbackOptions,
-    secrets: &[SigningKey],
+    (way, keys): (&Way, &[SigningKey]),
 ) -> (Answer, Result<Exchange, SendError>) {
-    let url = match parse_target(&loaded.url, shared.client.policy()) {
+    let url = match parse_target(&way.url, shared.client.policy()) {
         Ok(url) => url,
         Err(refusal) => {
             return (
@@ -132,8 +143,8 @@ async fn post(
         delivery: loaded.due.id,
         attempt: loaded.attempt + 1,
         now: clock::now(),
-        secrets,
-        custom: &options.headers,
+        secrets: keys,
+        custom: &way.headers,
         traceparent: loaded.traceparent.as_deref(),
     };
     let request = OutboundRequest {
@@ -141,7 +152,7 @@ async fn post(
         url,
         headers: message::headers(&envelope, &body),
         body,
-        timeout: options.timeout_s.map_or(TIMEOUT_DEFAULT, Duration::from_secs_f64),
+        timeout: way.timeout,
         keep_body_max: sending::BODY_KEPT_MAX,
         read_body_max: sending::BODY_READ_MAX,
     };
