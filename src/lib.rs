@@ -33,4 +33,5 @@ pub mod keyfile;
 pub mod secret;
 pub mod signing;
 pub mod target;
+pub mod topics;
 pub mod wakeups;

@@ -22,7 +22,19 @@ const LINE: &[&[&str]] = &[
     &["tenants", "idempotency", "nodes"],
     &["telemetry", "keyfile"],
     &["config", "db"],
-    &["backoff", "clock", "fields", "ids", "json", "secret", "signing", "supervisor", "target", "wakeups"],
+    &[
+        "backoff",
+        "clock",
+        "fields",
+        "ids",
+        "json",
+        "secret",
+        "signing",
+        "supervisor",
+        "target",
+        "topics",
+        "wakeups",
+    ],
 ];
 
 const ROOMS: &[&str] =
