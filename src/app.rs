@@ -21,6 +21,7 @@ use crate::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
 use crate::db::migrate::{MigrationError, migrate};
 use crate::db::{Db, StoreError, partitions};
 use crate::deliveries::hand_off::HandOff;
+use crate::events::bells::Bells;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::jobs::waiters::Waiters;
@@ -233,10 +234,12 @@ impl App {
             executors: ExecutorTable::new(client.clone()),
             client,
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
+            publish: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
             finish: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             hand_off: HandOff::new(HAND_OFF_MAX),
             waiters: Waiters::default(),
+            event_bells: Bells::default(),
             running_keys: Running::default(),
             wakeups: Wakeups::default(),
             keys: RwLock::new(HashMap::new()),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::events;
 use crate::jobs::lease_store::Then;
 use crate::jobs::{finish as job_finish, store as job_store};
 use crate::shared::Shared;
@@ -22,6 +23,19 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
         }
     };
     shared.accept.run(stop, flush).await;
+}
+
+/// Published events become rows, and the fan-out hears of them.
+pub async fn publish(shared: Arc<Shared>, stop: Stop) {
+    let flush = |batch: Arc<Vec<events::publish::Publish>>| {
+        let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
+        async move {
+            let answers = events::publish::write(&db, &batch).await?;
+            wakeups.events.notify_one();
+            Ok(answers)
+        }
+    };
+    shared.publish.run(stop, flush).await;
 }
 
 /// Stop 6: ends of tries and their events.

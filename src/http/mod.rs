@@ -6,11 +6,13 @@
 //! Order: request id → handler (key → body → idempotency → room) → problem document, if it failed.
 
 pub mod deliveries;
+pub mod events;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
 pub mod operating;
 pub mod problem;
+pub mod publish;
 pub mod secrets;
 pub mod submit;
 
@@ -39,6 +41,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/jobs/{id}/attempts", &["GET"]),
     ("/v1/jobs/{id}/cancel", &["POST"]),
     ("/v1/jobs/{id}/retry", &["POST"]),
+    ("/v1/events", &["GET", "POST"]),
+    ("/v1/events/batch", &["POST"]),
+    ("/v1/events/{id}", &["GET"]),
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
@@ -57,6 +62,9 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/{id}/attempts").route(get().to(jobs::attempts)))
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
+        .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
+        .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
+        .service(at("/v1/events/{id}").route(get().to(events::get)))
         .service(at("/v1/deliveries").route(get().to(deliveries::list)))
         .service(at("/v1/deliveries/{id}").route(get().to(deliveries::get)))
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))
