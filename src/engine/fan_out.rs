@@ -16,7 +16,8 @@ use crate::shared::Shared;
 use crate::supervisor::Stop;
 
 const BATCH_MAX: i64 = 1000;
-const POLL: Duration = Duration::from_secs(1);
+/// What is published from SQL rings no bell and waits at most this long.
+const POLL: Duration = Duration::from_millis(250);
 
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
@@ -44,6 +45,9 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
 }
 
 async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
+    if !events::store::is_any_waiting(&shared.db).await? {
+        return Ok((0, Vec::new()));
+    }
     let mut tx = shared.db.begin().await?;
     let numbered = events::store::number(&mut tx, BATCH_MAX).await?;
     let created: Vec<NewDelivery> = numbered
@@ -66,6 +70,7 @@ async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
         deliveries::store::create(&mut tx, &created).await?;
     }
     tx.commit().await?;
+    shared.event_bells.ring(numbered.iter().map(|event| event.tenant));
     let due = created.iter().map(NewDelivery::due);
     Ok((numbered.len(), due.collect()))
 }

@@ -1,16 +1,18 @@
-//! Housekeeping: partitions are made ahead, old ones dropped, old keys forgotten.
+//! Housekeeping: partitions are made ahead, old ones dropped, old keys and positions forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{jittered, pause};
 use crate::db::{StoreError, partitions};
-use crate::idempotency;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
+use crate::{events, idempotency};
 
 const EVERY: Duration = Duration::from_mins(10);
 const PURGE_BATCH: i64 = 5000;
+/// Days are dropped as a whole, so an event may be a day older than the retention; its position outlives it.
+const DAY: Duration = Duration::from_hours(24);
 
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
@@ -29,6 +31,16 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
     for dropped in partitions::drop_old(&shared.db, shared.config.retention).await? {
         tracing::info!(partition = dropped, "history that is older than the retention was dropped");
     }
+    for dropped in partitions::drop_old_log(&shared.db, shared.config.retention + DAY).await? {
+        tracing::info!(
+            partition = dropped,
+            "positions of events that are older than the retention were dropped"
+        );
+    }
+    while events::store::purge_log(&shared.db, shared.config.retention + DAY, PURGE_BATCH).await? as i64
+        == PURGE_BATCH
+    {}
+    while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     Ok(())
 }

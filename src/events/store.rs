@@ -1,13 +1,14 @@
-//! The SQL of events: append, number.
+//! The SQL of events: append, number, forget.
 //!
-//! Called by `jobs::finish` (append) and `engine::fan_out` (number).
+//! Called by `jobs::finish` (append), `engine::fan_out` (number) and `engine::maintain` (forget). Publishing stands in
+//! `publish_store`, reading in `read_store`.
 //!
 //! Invariant: positions are given after commit, by one transaction at a time, without gaps.
 
 use sqlx::Row;
 
-use super::{CallbackRef, NewEvent};
-use crate::db::{StoreError, Tx};
+use super::{CallbackRef, DEDUP_HOURS, NewEvent};
+use crate::db::{Db, StoreError, Tx};
 use crate::ids::{EventId, TenantId};
 
 /// Appends events in the caller's transaction; they get their positions after its commit.
@@ -105,4 +106,66 @@ pub async fn number(tx: &mut Tx, limit: i64) -> Result<Vec<Numbered>, StoreError
         },
     };
     Ok(rows.iter().map(read).collect())
+}
+
+/// Does any event wait for its position? A look that costs less than a transaction.
+/// # Errors
+/// [`StoreError`].
+pub async fn is_any_waiting(db: &Db) -> Result<bool, StoreError> {
+    let waiting = sqlx::query_scalar(
+        "-- events::store::is_any_waiting\nSELECT EXISTS (SELECT FROM ringback.event_inbox)",
+    )
+    .fetch_one(db.pool())
+    .await?;
+    Ok(waiting)
+}
+
+/// Forgets `dedup_key`s that are old enough. Returns how many.
+/// # Errors
+/// [`StoreError`].
+pub async fn purge_dedup(db: &Db, limit: i64) -> Result<u64, StoreError> {
+    // One that someone takes over just now, maybe in a long transaction, is not waited for.
+    let done = sqlx::query(
+        "-- events::store::purge_dedup
+        WITH old AS MATERIALIZED (
+          SELECT ctid AS at FROM ringback.event_dedup WHERE created_at < now() - $1 * interval '1 hour'
+          ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        )
+        DELETE FROM ringback.event_dedup WHERE ctid = ANY(ARRAY(SELECT at FROM old))",
+    )
+    .bind(DEDUP_HOURS)
+    .bind(limit)
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Forgets positions whose events are older than this. Returns how many. Only tenants whose first entry is that old
+/// are looked at any further.
+/// # Errors
+/// [`StoreError`].
+pub async fn purge_log(db: &Db, age: std::time::Duration, limit: i64) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "-- events::store::purge_log
+        WITH RECURSIVE firsts AS (
+          (SELECT tenant_id, event_id FROM ringback.event_log ORDER BY tenant_id, position LIMIT 1)
+          UNION ALL
+          SELECT n.tenant_id, n.event_id FROM firsts f CROSS JOIN LATERAL (
+            SELECT l.tenant_id, l.event_id FROM ringback.event_log l WHERE l.tenant_id > f.tenant_id ORDER BY l.tenant_id, l.position LIMIT 1
+          ) n
+        ), floor AS MATERIALIZED (
+          SELECT ringback.uuid_floor(now() - $1 * interval '1 s') AS id
+        ), old AS MATERIALIZED (
+          SELECT o.tenant_id, o.position FROM firsts f CROSS JOIN floor CROSS JOIN LATERAL (
+            SELECT l.tenant_id, l.position, l.event_id FROM ringback.event_log l WHERE l.tenant_id = f.tenant_id ORDER BY l.position LIMIT $2
+          ) o
+          WHERE f.event_id < floor.id AND o.event_id < floor.id LIMIT $2
+        )
+        DELETE FROM ringback.event_log l USING old o WHERE l.tenant_id = o.tenant_id AND l.position = o.position",
+    )
+    .bind(age.as_secs_f64())
+    .bind(limit)
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
 }
