@@ -17,8 +17,8 @@ use ringback::config::{Config, Database};
 use ringback::db::{Db, migrate::migrate, partitions};
 use ringback::secret::Secret;
 use ringback::supervisor::Ending;
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::sync::oneshot;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::filter::LevelFilter;
@@ -41,7 +41,7 @@ pub(crate) struct Ringback {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), String>>>,
     /// Dropped after the service has ended.
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 impl Deref for Ringback {
@@ -75,7 +75,12 @@ impl Ringback {
         let address =
             start.await.expect("the service starts or says why").unwrap_or_else(|error| panic!("{error}"));
         let client = Client::new(address, API_KEY);
-        Self { client, stop: Some(stop), thread: Some(thread), _database: database }
+        Self { client, stop: Some(stop), thread: Some(thread), database }
+    }
+
+    /// A connection of a user's own to the service's database.
+    pub(crate) async fn sql(&self) -> PgConnection {
+        self.database.options().connect().await.expect("the test server accepts connections")
     }
 }
 
