@@ -2,8 +2,8 @@
 --
 -- They are SECURITY DEFINER: who may execute them needs no right on any table, and reads nothing with them. All else in
 -- this file is internal and for nobody. What is refused here is refused by the API as well (events::new_event,
--- jobs::new_job); a change there is a new migration here. Nothing here locks a row that was committed by someone else,
--- because the caller's transaction may stay open for hours.
+-- jobs::new_job); a change there is a new migration here. Nothing here locks a row that a loop of the service has to
+-- change, because the caller's transaction may stay open for hours.
 
 -- ---------------------------------------------------------------- ids
 

@@ -11,9 +11,12 @@ use tokio::sync::Notify;
 
 use crate::ids::TenantId;
 
+/// Bells, and how many listen to each.
+type Listening = HashMap<TenantId, (Arc<Notify>, usize)>;
+
 /// One bell for each tenant that someone waits for. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Bells(Arc<Mutex<HashMap<TenantId, (Arc<Notify>, usize)>>>);
+pub struct Bells(Arc<Mutex<Listening>>);
 
 /// A place beside a bell; given up when dropped.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub struct Listener {
 }
 
 impl Bells {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (Arc<Notify>, usize)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Listening> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgExecutor, Row};
 use uuid::Uuid;
 
@@ -76,8 +77,13 @@ pub(super) async fn publish(
     .bind(DEDUP_HOURS)
     .fetch_all(db)
     .await?;
+    Ok(answers(&rows, items))
+}
+
+/// What the rows of `publish` say of each item: who was chosen, and who holds which `dedup_key`.
+fn answers(rows: &[PgRow], items: &[&Publish]) -> Vec<Published> {
     let (mut chosen, mut held) = (HashSet::<Uuid>::new(), HashMap::<(TenantId, String), EventId>::new());
-    for row in &rows {
+    for row in rows {
         match (row.get(1), row.get(2)) {
             (Some(tenant), Some(key)) => drop(held.insert((tenant, key), row.get(0))),
             _ => drop(chosen.insert(row.get(0))),
@@ -91,5 +97,5 @@ pub(super) async fn publish(
             _ => Published::Stored,
         }
     };
-    Ok(items.iter().map(answer).collect())
+    items.iter().map(answer).collect()
 }
