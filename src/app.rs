@@ -22,6 +22,7 @@ use crate::db::migrate::{MigrationError, migrate};
 use crate::db::{Db, StoreError, partitions};
 use crate::deliveries::hand_off::HandOff;
 use crate::endpoints::book::EndpointBook;
+use crate::events::bells::Bells;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::jobs::waiters::Waiters;
@@ -239,6 +240,7 @@ impl App {
             record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             hand_off: HandOff::new(HAND_OFF_MAX),
             waiters: Waiters::default(),
+            event_bells: Bells::default(),
             running_keys: Running::default(),
             wakeups: Wakeups::default(),
             keys: RwLock::new(HashMap::new()),

@@ -14,7 +14,8 @@ use crate::db::batch::Batcher;
 use crate::deliveries::hand_off::HandOff;
 use crate::deliveries::store::Record;
 use crate::endpoints::book::EndpointBook;
-use crate::events::NewEvent;
+use crate::events::bells::Bells;
+use crate::events::publish::{Publish, Published};
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::ids::{JobId, TenantId};
@@ -62,8 +63,8 @@ pub struct Shared {
     pub executors: ExecutorTable,
     /// Jobs on their way in.
     pub accept: Batcher<Accept, Accepted>,
-    /// Events on their way in.
-    pub publish: Batcher<NewEvent, ()>,
+    /// Events from outside on their way in.
+    pub publish: Batcher<Publish, Published>,
     /// Ends of tries on their way in.
     pub finish: Batcher<Finish, bool>,
     /// Tries of deliveries on their way in.
@@ -72,6 +73,8 @@ pub struct Shared {
     pub hand_off: HandOff,
     /// Long polls.
     pub waiters: Waiters,
+    /// Who waits for events.
+    pub event_bells: Bells,
     /// Idempotent requests under way.
     pub running_keys: Running,
     /// The bells.

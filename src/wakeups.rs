@@ -19,8 +19,6 @@ pub struct Wakeups {
     pub events: Arc<Notify>,
     /// An endpoint was changed in this process.
     pub endpoints: Arc<Notify>,
-    /// Events got their numbers: for those who wait for new ones.
-    pub numbered: Arc<Notify>,
     /// Deliveries are due, or a lane changed hands.
     pub deliveries: Arc<Notify>,
 }

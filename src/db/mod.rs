@@ -69,6 +69,17 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+impl StoreError {
+    /// Was a row held by another for longer than the statement was ready to wait?
+    pub fn is_lock_timeout(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .is_some_and(|code| code == "55P03")
+    }
+}
+
 /// SQLSTATEs that go away by themselves: connection (08), rollback by the server (40), resources (53), operator (57),
 /// lock not available (55P03). <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 fn is_transient(code: &str) -> bool {
@@ -145,6 +156,16 @@ impl Db {
     /// [`StoreError::Unavailable`].
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(self.pool.begin().await?)
+    }
+
+    /// Begins a transaction that waits 300 ms at most for a row that another holds: one that a user's transaction has
+    /// taken (`ringback.publish`, `ringback.submit`) may be held for hours.
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin_impatient(&self) -> Result<Tx, StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("-- db::begin_impatient\nSET LOCAL lock_timeout = '300ms'").execute(&mut *tx).await?;
+        Ok(tx)
     }
 
     /// One round trip: is the database there?

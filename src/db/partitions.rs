@@ -92,17 +92,65 @@ async fn drop_day(db: &Db, day: &str) -> Result<Vec<String>, StoreError> {
     let mut dropped = Vec::new();
     for parent in PARENTS {
         let child = format!("{parent}_{day}");
-        let mut tx = db.begin().await?;
-        // Waits for no reader: what cannot be had at once is had in the next round.
-        sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *tx).await?;
-        // The name is made of a constant and eight digits.
-        sqlx::query(AssertSqlSafe(format!(
-            "ALTER TABLE ringback.{parent} DETACH PARTITION ringback.{child}"
-        )))
+        drop_partition(db, parent, &child).await?;
+        dropped.push(child);
+    }
+    Ok(dropped)
+}
+
+/// Both names are made of constants and digits.
+async fn drop_partition(db: &Db, parent: &str, child: &str) -> Result<(), StoreError> {
+    let mut tx = db.begin().await?;
+    // Waits for no reader: what cannot be had at once is had in the next round.
+    sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *tx).await?;
+    sqlx::query(AssertSqlSafe(format!("ALTER TABLE ringback.{parent} DETACH PARTITION ringback.{child}")))
         .execute(&mut *tx)
         .await?;
-        sqlx::query(AssertSqlSafe(format!("DROP TABLE ringback.{child}"))).execute(&mut *tx).await?;
-        tx.commit().await?;
+    sqlx::query(AssertSqlSafe(format!("DROP TABLE ringback.{child}"))).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Drops the partitions of the event log that are full and whose last events are older than this. Returns their names.
+/// # Errors
+/// [`StoreError`].
+pub async fn drop_old_log(db: &Db, age: Duration) -> Result<Vec<String>, StoreError> {
+    let full: Vec<String> = sqlx::query_scalar(
+        "-- db::partitions::full_log
+        SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'ringback.event_log'::regclass AND c.relname ~ '^event_log_[0-9]{8}$'
+          AND right(c.relname, 8)::bigint < (SELECT last / 20000000 FROM ringback.event_sequence)
+        ORDER BY c.relname",
+    )
+    .fetch_all(db.pool())
+    .await?;
+    let mut dropped = Vec::new();
+    for child in full {
+        // The name is made of a constant and eight digits.
+        let is_old: bool = sqlx::query_scalar(AssertSqlSafe(format!(
+            "-- db::partitions::is_old_log
+            WITH RECURSIVE tenants AS (
+              (SELECT tenant_id FROM ringback.{child} ORDER BY tenant_id LIMIT 1)
+              UNION ALL
+              SELECT n.tenant_id FROM tenants t CROSS JOIN LATERAL (
+                SELECT l.tenant_id FROM ringback.{child} l WHERE l.tenant_id > t.tenant_id ORDER BY l.tenant_id LIMIT 1
+              ) n
+            )
+            SELECT NOT EXISTS (
+              SELECT FROM tenants t CROSS JOIN LATERAL (
+                SELECT l.event_id FROM ringback.{child} l WHERE l.tenant_id = t.tenant_id ORDER BY l.position DESC LIMIT 1
+              ) last
+              WHERE last.event_id >= ringback.uuid_floor(now() - $1 * interval '1 s')
+            )"
+        )))
+        .bind(age.as_secs_f64())
+        .fetch_one(db.pool())
+        .await?;
+        if !is_old {
+            // Those behind it are younger still.
+            break;
+        }
+        drop_partition(db, "event_log", &child).await?;
         dropped.push(child);
     }
     Ok(dropped)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::events::{self, NewEvent};
+use crate::events;
 use crate::jobs::lease_store::Then;
 use crate::jobs::{finish as job_finish, store as job_store};
 use crate::shared::Shared;
@@ -25,15 +25,14 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
     shared.accept.run(stop, flush).await;
 }
 
-/// Published events become rows.
+/// Published events become rows, and the fan-out hears of them.
 pub async fn publish(shared: Arc<Shared>, stop: Stop) {
-    let flush = |batch: Arc<Vec<NewEvent>>| {
+    let flush = |batch: Arc<Vec<events::publish::Publish>>| {
         let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
         async move {
-            let events: Vec<&NewEvent> = batch.iter().collect();
-            events::store::append(db.pool(), &events).await?;
+            let answers = events::publish::write(&db, &batch).await?;
             wakeups.events.notify_one();
-            Ok(vec![(); batch.len()])
+            Ok(answers)
         }
     };
     shared.publish.run(stop, flush).await;

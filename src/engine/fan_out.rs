@@ -50,7 +50,7 @@ async fn round(shared: &Shared) -> Result<bool, StoreError> {
     let mut more = false;
     if events::store::is_waiting(&shared.db).await? {
         let (numbered, created) = fan_out(shared).await?;
-        shared.wakeups.numbered.notify_waiters();
+
         hand_over(shared, created);
         more = numbered as i64 >= BATCH_MAX;
     }
@@ -84,6 +84,7 @@ async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
     write(&mut tx, &made).await?;
     events::store::add_rests(&mut tx, &rests).await?;
     tx.commit().await?;
+    shared.event_bells.ring(numbered.iter().map(|event| event.tenant));
     Ok((numbered.len(), made.due()))
 }
 

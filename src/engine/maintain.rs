@@ -1,4 +1,4 @@
-//! Housekeeping: partitions are made ahead, old ones dropped, old keys forgotten.
+//! Housekeeping: partitions are made ahead, old ones dropped, old keys and positions forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::{jittered, pause};
 use crate::db::{StoreError, partitions};
 use crate::endpoints::health_store;
-use crate::events;
-use crate::idempotency;
-use crate::ids::EventId;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
+use crate::{events, idempotency};
 
 const EVERY: Duration = Duration::from_mins(10);
 const PURGE_BATCH: i64 = 5000;
+/// Days are dropped as a whole, so an event may be a day older than the retention; its position outlives it.
+const DAY: Duration = Duration::from_hours(24);
 
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
@@ -32,12 +32,18 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
     for dropped in partitions::drop_old(&shared.db, shared.config.retention).await? {
         tracing::info!(partition = dropped, "history that is older than the retention was dropped");
     }
-    while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
-    let kept_since = crate::clock::now() - shared.config.retention;
-    let first_kept = EventId::from_uuid(crate::ids::floor_of(kept_since));
-    while events::store::purge_log(&shared.db, first_kept, PURGE_BATCH).await? as i64 >= PURGE_BATCH {}
     let days = i32::try_from(shared.config.retention.as_secs() / 86_400).unwrap_or(i32::MAX).max(1);
     while health_store::purge(&shared.db, days, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    for dropped in partitions::drop_old_log(&shared.db, shared.config.retention + DAY).await? {
+        tracing::info!(
+            partition = dropped,
+            "positions of events that are older than the retention were dropped"
+        );
+    }
+    while events::store::purge_log(&shared.db, shared.config.retention + DAY, PURGE_BATCH).await? as i64
+        == PURGE_BATCH
+    {}
+    while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     Ok(())
 }

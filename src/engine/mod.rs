@@ -7,7 +7,7 @@
 //! | `run_jobs` | executor | accept, promote, expire | 1 s |
 //! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
-//! | `fan_out` | dispatcher | finish | 1 s |
+//! | `fan_out` | dispatcher | finish, publish | 0.25 s |
 //! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
 //! | `wake_waiters` | api | – | 0.5 s, if someone waits |
 //! | `refresh_keys` | api | – | 1 s |

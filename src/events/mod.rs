@@ -2,12 +2,17 @@
 //!
 //! Holds the noun and where its deliveries come from. `store` appends an event in the transaction of what it tells of
 //! (stop 6 of a job's path) and numbers it after that commit (stop 7), so that a reader who goes by positions never
-//! passes a late one by. Knows no receiver.
+//! passes a late one by. `new_event` and `publish` take in what comes from outside, `log` reads. Knows no receiver.
 //!
 //! Invariant: an event's data is kept and sent byte for byte as it came.
 
+pub mod bells;
+pub mod cursor;
+pub mod event_type;
+pub mod log;
 pub mod new_event;
 pub mod publish;
+mod publish_store;
 pub mod read_store;
 pub mod recent_store;
 pub mod store;
@@ -20,7 +25,16 @@ use uuid::Uuid;
 
 use crate::ids::{EventId, JobId, TenantId};
 
-/// An event on its way into the log.
+/// An event's data from outside is at most this long, as JSON text.
+pub const DATA_MAX_BYTES: usize = 256 * 1024;
+/// An ordering or dedup key is at most this long.
+pub const KEY_MAX_BYTES: usize = 255;
+/// A batch has at most this many events.
+pub const BATCH_MAX: usize = 1000;
+/// How long a `dedup_key` is held.
+pub const DEDUP_HOURS: i32 = 24;
+
+/// An event on its way into the log: the one form in which events are appended, ours and others'.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
     /// Whose.

@@ -1,6 +1,7 @@
-//! The SQL of events: append, number.
+//! The SQL of events: append, number, forget.
 //!
-//! Called by `jobs::finish` (append) and `engine::fan_out` (number).
+//! Called by `jobs::finish` (append), `engine::fan_out` (number) and `engine::maintain` (forget). Publishing stands in
+//! `publish_store`, reading in `read_store`.
 //!
 //! Invariant: positions are given after commit, by one transaction at a time, without gaps.
 
@@ -10,8 +11,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
-use super::new_event::Publish;
-use super::{CallbackRef, NewEvent};
+use super::{CallbackRef, DEDUP_HOURS, NewEvent};
 use crate::db::{Db, StoreError, Tx};
 use crate::ids::{EndpointId, EventId, TenantId};
 
@@ -249,73 +249,50 @@ pub async fn finish_rest(tx: &mut Tx, rest: &Rest, next: Option<&Rest>) -> Resul
     Ok(())
 }
 
-/// Claims dedup keys in the caller's transaction; one that is older than 24 h is taken over. Answers for each item the
-/// event that was published under its key before, if one was.
-/// # Errors
-/// [`StoreError`].
-pub async fn claim_dedup_keys(tx: &mut Tx, items: &[Publish]) -> Result<Vec<Option<EventId>>, StoreError> {
-    let mut keyed: Vec<(TenantId, &str, EventId)> = items
-        .iter()
-        .filter_map(|item| Some((item.event.tenant, item.dedup_key.as_deref()?, item.event.id)))
-        .collect();
-    if keyed.is_empty() {
-        return Ok(vec![None; items.len()]);
-    }
-    // One order for all transactions, or two of them could wait for each other.
-    keyed.sort_unstable();
-    let rows = sqlx::query(
-        "-- events::store::claim_dedup_keys
-        INSERT INTO ringback.event_dedup AS held (tenant_id, key, event_id)
-        SELECT DISTINCT ON (tenant_id, key) tenant_id, key, event_id
-        FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t(tenant_id, key, event_id) ORDER BY tenant_id, key, event_id
-        ON CONFLICT (tenant_id, key) DO UPDATE SET
-          event_id = CASE WHEN held.created_at < now() - interval '24 hours' THEN EXCLUDED.event_id ELSE held.event_id END,
-          created_at = CASE WHEN held.created_at < now() - interval '24 hours' THEN now() ELSE held.created_at END
-        RETURNING tenant_id, key, event_id",
-    )
-    .bind(keyed.iter().map(|(tenant, _, _)| tenant.uuid()).collect::<Vec<_>>())
-    .bind(keyed.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
-    .bind(keyed.iter().map(|(_, _, event)| event.uuid()).collect::<Vec<_>>())
-    .fetch_all(&mut **tx)
-    .await?;
-    let holders: HashMap<(TenantId, String), EventId> =
-        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
-    let earlier = |item: &Publish| {
-        let key = (item.event.tenant, item.dedup_key.clone()?);
-        holders.get(&key).copied().filter(|event| *event != item.event.id)
-    };
-    Ok(items.iter().map(earlier).collect())
-}
-
-/// Forgets dedup keys that are old enough. Returns how many.
+/// Forgets `dedup_key`s that are old enough. Returns how many.
 /// # Errors
 /// [`StoreError`].
 pub async fn purge_dedup(db: &Db, limit: i64) -> Result<u64, StoreError> {
+    // One that someone takes over just now, maybe in a long transaction, is not waited for.
     let done = sqlx::query(
         "-- events::store::purge_dedup
-        DELETE FROM ringback.event_dedup WHERE ctid = ANY(ARRAY(
-          SELECT ctid FROM ringback.event_dedup WHERE created_at < now() - interval '24 hours' ORDER BY created_at LIMIT $1))",
+        WITH old AS MATERIALIZED (
+          SELECT ctid AS at FROM ringback.event_dedup WHERE created_at < now() - $1 * interval '1 hour'
+          ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        )
+        DELETE FROM ringback.event_dedup WHERE ctid = ANY(ARRAY(SELECT at FROM old))",
     )
+    .bind(DEDUP_HOURS)
     .bind(limit)
     .execute(db.pool())
     .await?;
     Ok(done.rows_affected())
 }
 
-/// Forgets what stands in the log of events that the retention has dropped. Returns how many.
+/// Forgets positions whose events are older than this. Returns how many. Only tenants whose first entry is that old
+/// are looked at any further.
 /// # Errors
 /// [`StoreError`].
-pub async fn purge_log(db: &Db, before: EventId, limit: i64) -> Result<u64, StoreError> {
+pub async fn purge_log(db: &Db, age: std::time::Duration, limit: i64) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "-- events::store::purge_log
-        DELETE FROM ringback.event_log WHERE (tenant_id, position) IN (
-          SELECT l.tenant_id, l.position FROM ringback.tenants t CROSS JOIN LATERAL (
-            SELECT tenant_id, position FROM (
-              SELECT tenant_id, position, event_id FROM ringback.event_log l WHERE l.tenant_id = t.id ORDER BY position LIMIT $2
-            ) l WHERE l.event_id < $1
-          ) l)",
+        WITH RECURSIVE firsts AS (
+          (SELECT tenant_id, event_id FROM ringback.event_log ORDER BY tenant_id, position LIMIT 1)
+          UNION ALL
+          SELECT n.tenant_id, n.event_id FROM firsts f CROSS JOIN LATERAL (
+            SELECT l.tenant_id, l.event_id FROM ringback.event_log l WHERE l.tenant_id > f.tenant_id ORDER BY l.tenant_id, l.position LIMIT 1
+          ) n
+        ), floor AS MATERIALIZED (
+          SELECT ringback.uuid_floor(now() - $1 * interval '1 s') AS id
+        ), old AS MATERIALIZED (
+          SELECT o.tenant_id, o.position FROM firsts f CROSS JOIN floor CROSS JOIN LATERAL (
+            SELECT l.tenant_id, l.position, l.event_id FROM ringback.event_log l WHERE l.tenant_id = f.tenant_id ORDER BY l.position LIMIT $2
+          ) o
+          WHERE f.event_id < floor.id AND o.event_id < floor.id LIMIT $2
+        )
+        DELETE FROM ringback.event_log l USING old o WHERE l.tenant_id = o.tenant_id AND l.position = o.position",
     )
-    .bind(before)
+    .bind(age.as_secs_f64())
     .bind(limit)
     .execute(db.pool())
     .await?;

@@ -29,6 +29,7 @@ pub const BATCH_BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
 pub const DEPTH_MAX: usize = 64;
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const WAIT_MAX_S: f64 = 60.0;
+const LIMIT_DEFAULT: i64 = 50;
 
 /// Who asks, if the key is valid and may do this.
 /// # Errors
@@ -223,9 +224,9 @@ impl Query {
             Some(limit) if (1..=250).contains(&limit) => limit,
             Some(_) => {
                 self.fault("limit", "must be a whole number from 1 to 250");
-                50
+                LIMIT_DEFAULT
             }
-            None => 50,
+            None => LIMIT_DEFAULT,
         }
     }
 

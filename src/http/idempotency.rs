@@ -102,11 +102,11 @@ fn replay(stored: StoredAnswer) -> HttpResponse {
     let mut response = HttpResponse::build(status);
     response.content_type("application/json").insert_header(("idempotency-replayed", "true"));
     if let Some(location) = stored.location {
-        response.insert_header((LOCATION, location));
         // As the first answer had it: a job that is accepted is asked about later.
-        if status == StatusCode::ACCEPTED {
+        if status == StatusCode::ACCEPTED && location.starts_with("/v1/jobs/") {
             response.insert_header((RETRY_AFTER, "1"));
         }
+        response.insert_header((LOCATION, location));
     }
     response.body(stored.body)
 }

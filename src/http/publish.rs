@@ -1,35 +1,23 @@
-//! `POST /v1/events` and `/v1/events/batch`. The answer is sent after the commit that holds the events.
+//! `POST /v1/events` and `/v1/events/batch`. Next: `events::publish`.
+//!
+//! The answer is sent after the commit that holds the event; who is told of it is found out afterwards.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse, web};
+use serde_json::value::RawValue;
 
 use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES, Query};
 use super::idempotency::{self, HeldKey, Standing};
 use super::problem::ApiError;
-use crate::events::new_event::{self, BATCH_MAX, DATA_MAX_BYTES, Publish, Refused};
-use crate::events::publish::{self, Published};
-use crate::events::view::EventView;
+use crate::events::new_event::{self, Draft, Refused};
+use crate::events::publish::{self, FirstAnswer, Publish, Published};
+use crate::events::read_store::{self, StoredEvent};
+use crate::events::{BATCH_MAX, DATA_MAX_BYTES, view};
 use crate::fields::{Faults, Fields};
 use crate::ids::{EventId, TenantId};
 use crate::shared::Shared;
-use crate::tenants::Scope;
-
-fn location(id: EventId) -> String {
-    format!("/v1/events/{id}")
-}
-
-fn too_large() -> ApiError {
-    ApiError::TooLarge(format!("an event's data may have {DATA_MAX_BYTES} bytes at most"))
-}
-
-fn answer(status: u16, location: Option<String>, body: String) -> HttpResponse {
-    let mut response = HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::ACCEPTED));
-    if let Some(location) = location {
-        response.insert_header((LOCATION, location));
-    }
-    response.content_type("application/json").body(body)
-}
+use crate::tenants::{Caller, Scope};
 
 /// `POST /v1/events`.
 pub async fn publish(
@@ -45,23 +33,44 @@ pub async fn publish(
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let traceparent = extract::traceparent(&request);
-    let parsed = new_event::parse("", extract::raw(&bytes)?, caller.tenant, traceparent.as_deref());
-    let item = parsed.map_err(|refused| match refused {
-        Refused::DataTooLarge => too_large(),
-        Refused::Faults(faults) => faults.into(),
-    })?;
-    if held.is_none() && item.dedup_key.is_none() {
-        let (id, body) = (item.event.id, EventView::of(&item.event).to_json());
-        shared.publish.submit(item.event).await?;
-        return Ok(answer(202, Some(location(id)), body));
+    let draft = parse(&request, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
+    let (id, body) = (draft.event.id, view::fresh(&draft.event));
+    if held.is_some() && draft.dedup_key.is_some() {
+        return publish_with_both_keys(&shared, draft, body, held).await;
     }
-    let one = |published: &Published| {
-        let first = published.events.first();
-        let status = if published.first_is_earlier { 200 } else { 202 };
-        (status, first.map(|event| location(event.id)), first.map(EventView::to_json).unwrap_or_default())
+    let key = held.as_ref().map(|held| held.stored(Some(location(id)), &body));
+    match shared.publish.submit(Publish { key, ..draft.into() }).await? {
+        Published::Stored => Ok(answer(StatusCode::ACCEPTED, id, body)),
+        Published::Duplicate(first) => duplicate(&shared, caller.tenant, first).await,
+        Published::KeyTaken => taken(&shared, caller.tenant, held).await,
+        Published::Busy => Err(publish::busy().into()),
+    }
+}
+
+/// The answer that is stored under the request's key depends on who has the `dedup_key`.
+async fn publish_with_both_keys(
+    shared: &web::Data<Shared>,
+    draft: Draft,
+    body: String,
+    held: Option<HeldKey>,
+) -> Result<HttpResponse, ApiError> {
+    let (tenant, id) = (draft.event.tenant, draft.event.id);
+    let first = move |firsts: &[Option<StoredEvent>]| match firsts {
+        [Some(first)] => {
+            FirstAnswer { status: 200, location: Some(location(first.id)), body: view::stored(first) }
+        }
+        _ => FirstAnswer { status: 202, location: Some(location(id)), body },
     };
-    publish_all(&shared, caller.tenant, vec![item], held, one).await
+    match publish_all(shared, vec![draft], held.as_ref(), first).await? {
+        None => taken(shared, tenant, held).await,
+        Some(first) => {
+            let status = StatusCode::from_u16(first.status).unwrap_or(StatusCode::ACCEPTED);
+            Ok(HttpResponse::build(status)
+                .insert_header((LOCATION, first.location.unwrap_or_default()))
+                .content_type("application/json")
+                .body(first.body))
+        }
+    }
 }
 
 /// `POST /v1/events/batch`: all or nothing.
@@ -78,17 +87,52 @@ pub async fn publish_batch(
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let items = parse_batch(&request, caller.tenant, &bytes)?;
-    let all = |published: &Published| {
-        let views: Vec<String> = published.events.iter().map(EventView::to_json).collect();
-        (202, None, format!("{{\"data\":[{}]}}", views.join(",")))
+    let drafts = parse_batch(&request, &caller, extract::raw(&bytes)?)?;
+    let fresh: Vec<String> = drafts.iter().map(|draft| view::fresh(&draft.event)).collect();
+    let first = move |firsts: &[Option<StoredEvent>]| {
+        let shown = fresh.into_iter().zip(firsts);
+        let shown: Vec<String> =
+            shown.map(|(fresh, first)| first.as_ref().map_or(fresh, view::stored)).collect();
+        FirstAnswer { status: 202, location: None, body: format!("{{\"data\":[{}]}}", shown.join(",")) }
     };
-    publish_all(&shared, caller.tenant, items, held, all).await
+    match publish_all(&shared, drafts, held.as_ref(), first).await? {
+        None => taken(&shared, caller.tenant, held).await,
+        Some(first) => Ok(HttpResponse::Accepted().content_type("application/json").body(first.body)),
+    }
 }
 
-fn parse_batch(request: &HttpRequest, tenant: TenantId, bytes: &[u8]) -> Result<Vec<Publish>, ApiError> {
+/// Stores events, their keys and the answer under the request's key in one commit.
+async fn publish_all(
+    shared: &web::Data<Shared>,
+    drafts: Vec<Draft>,
+    held: Option<&HeldKey>,
+    first: impl FnOnce(&[Option<StoredEvent>]) -> FirstAnswer + Send + 'static,
+) -> Result<Option<FirstAnswer>, ApiError> {
+    let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
+    let published =
+        shared.tasks.run(async move { publish::publish_all(&db, drafts, key, first).await }).await??;
+    shared.wakeups.events.notify_one();
+    Ok(published)
+}
+
+fn parse(request: &HttpRequest, caller: &Caller, at: &str, raw: &RawValue) -> Result<Draft, Refused> {
+    new_event::parse(at, raw, caller.tenant, extract::traceparent(request).as_deref())
+}
+
+fn refusal(refused: &Refused) -> ApiError {
+    match refused {
+        Refused::DataTooLarge => too_large(),
+        Refused::Faults(faults) => faults.clone().into(),
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::TooLarge(format!("an event's data may have {DATA_MAX_BYTES} bytes at most"))
+}
+
+fn parse_batch(request: &HttpRequest, caller: &Caller, raw: &RawValue) -> Result<Vec<Draft>, ApiError> {
     let mut faults = Faults::default();
-    let Some(mut fields) = Fields::open("", extract::raw(bytes)?, &mut faults) else {
+    let Some(mut fields) = Fields::open("", raw, &mut faults) else {
         return Err(faults.into());
     };
     let list = fields.list("events", 1..=BATCH_MAX, &mut faults);
@@ -96,39 +140,47 @@ fn parse_batch(request: &HttpRequest, tenant: TenantId, bytes: &[u8]) -> Result<
         fields.fault("events", "is missing; send {\"events\": [ … ]}", &mut faults);
     }
     fields.finish(&mut faults);
-    let traceparent = extract::traceparent(request);
-    let mut items = Vec::new();
+    let mut drafts = Vec::new();
     for (index, one) in list.unwrap_or_default().into_iter().enumerate() {
-        match new_event::parse(&format!("/events/{index}"), one, tenant, traceparent.as_deref()) {
-            Ok(item) => items.push(item),
+        match parse(request, caller, &format!("/events/{index}"), one) {
+            Ok(draft) => drafts.push(draft),
             Err(Refused::DataTooLarge) => return Err(too_large()),
             Err(Refused::Faults(found)) => {
-                for fault in found.into_vec() {
-                    faults.add(fault.pointer, fault.detail);
-                }
+                found.into_vec().into_iter().for_each(|fault| faults.add(fault.pointer, fault.detail));
             }
         }
     }
-    if faults.is_empty() { Ok(items) } else { Err(faults.into()) }
+    if faults.is_empty() { Ok(drafts) } else { Err(faults.into()) }
 }
 
-type Answer = fn(&Published) -> (u16, Option<String>, String);
+fn location(id: EventId) -> String {
+    format!("/v1/events/{id}")
+}
 
-async fn publish_all(
+fn answer(status: StatusCode, id: EventId, body: String) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((LOCATION, location(id)))
+        .content_type("application/json")
+        .body(body)
+}
+
+/// The event that has the `dedup_key`.
+async fn duplicate(
     shared: &web::Data<Shared>,
     tenant: TenantId,
-    items: Vec<Publish>,
-    held: Option<HeldKey>,
-    make: Answer,
+    first: EventId,
 ) -> Result<HttpResponse, ApiError> {
-    let (db, key) = (shared.db.clone(), held.as_ref().map(|held| held.stored(None, "")));
-    let published = shared.tasks.run(async move { publish::publish(&db, items, key, make).await }).await??;
-    if let Some(published) = published {
-        shared.wakeups.events.notify_one();
-        let (status, location, body) = make(&published);
-        return Ok(answer(status, location, body));
-    }
-    // Another process was quicker with the same key: its answer is ours.
+    let db = shared.db.clone();
+    let event = shared.tasks.run(async move { read_store::get(&db, tenant, first).await }).await??;
+    Ok(answer(StatusCode::OK, first, view::stored(&event)))
+}
+
+/// Another process was quicker with the same key: its answer is ours.
+async fn taken(
+    shared: &web::Data<Shared>,
+    tenant: TenantId,
+    held: Option<HeldKey>,
+) -> Result<HttpResponse, ApiError> {
     let held = held.ok_or(ApiError::KeyRunning)?;
     idempotency::find(shared, tenant, &held).await?.ok_or(ApiError::KeyRunning)
 }

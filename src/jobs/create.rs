@@ -37,7 +37,7 @@ pub async fn create(
     let Some(tenant) = accepts.first().map(|accept| accept.job.tenant) else {
         return Ok(Some(answer(&[])));
     };
-    let mut tx = db.begin().await?;
+    let mut tx = db.begin_impatient().await?;
     let jobs: Vec<_> = accepts.iter().map(|accept| &accept.job).collect();
     let held_by = store::claim_unique_keys(&mut tx, &jobs).await?;
     let mut held = held_by.iter();

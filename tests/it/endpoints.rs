@@ -96,7 +96,7 @@ async fn a_repeated_creation_gets_the_first_answer_with_its_secret() {
     assert_eq!(second.header("location"), first.header("location"));
     assert_eq!(list(&ring.get("/v1/endpoints").await.json()).len(), 1);
     // What lies in the database shows no secret.
-    ring.sql(
+    ring.put(
         "DO $$ BEGIN ASSERT (SELECT position('whsec_' IN encode(body, 'escape')) = 0 FROM ringback.idempotency_keys); END $$"
             .to_owned(),
     )
@@ -339,7 +339,7 @@ async fn a_preview_looks_at_the_latest_events() {
 /// Deliveries that wait for an endpoint, due in an hour.
 async fn wait_for(ring: &Ringback, endpoint: &Value, count: usize) {
     let endpoint = string(&endpoint["id"]).parse::<ringback::ids::EndpointId>().expect("an id").uuid();
-    ring.sql(format!(
+    ring.put(format!(
         "WITH made AS (
            INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, endpoint_id)
            SELECT t.id, overlay(gen_random_uuid()::text PLACING left(ringback.uuid_floor(now())::text, 13) FROM 1 FOR 13)::uuid, gen_random_uuid(), 'order.paid', '{endpoint}'
@@ -403,7 +403,7 @@ async fn stats_tell_rates_latency_backlog_and_health() {
 
     wait_for(&ring, &made, 7).await;
     let id = string(&made["id"]).parse::<ringback::ids::EndpointId>().expect("an id").uuid();
-    ring.sql(format!(
+    ring.put(format!(
         "INSERT INTO ringback.endpoint_minutes SELECT id, '{id}', now() - m * interval '1 minute', 3, 1, '{{0,0,3,1}}' FROM ringback.tenants, generate_series(1, 2) m;
          INSERT INTO ringback.endpoint_minutes SELECT id, '{id}', now() - interval '30 hours', 100, 0, '{{100}}' FROM ringback.tenants;
          INSERT INTO ringback.endpoint_health SELECT id, '{id}', now() - interval '1 minute', now() + interval '1 minute', 4 FROM ringback.tenants"

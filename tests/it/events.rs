@@ -1,266 +1,208 @@
-//! Publish-subscribe from outside: events in, deliveries to whoever is subscribed, and the log for whoever asks.
+//! Publishing: what is accepted, what is refused, and what comes twice.
 
-use std::time::Duration;
-
+use http::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _};
 
 use crate::harness::client::{list, string};
-use crate::harness::{Receiver, Reply, Ringback, eventually};
+use crate::harness::{Answer, Ringback};
 
-async fn endpoint(ring: &Ringback, settings: Value) -> String {
-    string(&ring.post("/v1/endpoints", settings).await.expect(201).json()["id"])
+async fn post_with_key(ring: &Ringback, path: &str, key: &str, body: &Value) -> Answer {
+    ring.call(Method::POST, path).header("idempotency-key", key).json(body).send().await
 }
 
-async fn publish(ring: &Ringback, event_type: &str, data: Value) -> String {
-    let event = json!({ "type": event_type, "data": data });
-    string(&ring.post("/v1/events", event).await.expect(202).json()["id"])
+/// All events, from the oldest on.
+async fn events(ring: &Ringback) -> Vec<Value> {
+    list(&ring.get("/v1/events?limit=250&after=AAAAAAAAAAA").await.expect(200).json())
 }
 
-async fn page(ring: &Ringback, query: &str) -> (Vec<Value>, String) {
-    let page = ring.get(&format!("/v1/events?{query}")).await.expect(200).json();
-    (list(&page).clone(), string(&page["next_cursor"]))
+/// Waits until everything that is accepted stands in the log, and counts it.
+async fn count(ring: &Ringback) -> usize {
+    ring.get("/v1/events?after=now").await.expect(200);
+    events(ring).await.len()
 }
 
 #[tokio::test]
-async fn an_event_goes_to_those_who_subscribed_and_to_nobody_else() {
+async fn an_event_is_kept_byte_for_byte() {
     let ring = Ringback::start().await;
-    let (orders, all, others) = (Receiver::ok(), Receiver::ok(), Receiver::ok());
-    endpoint(&ring, json!({ "url": orders.url("/"), "event_types": ["order.*"] })).await;
-    endpoint(&ring, json!({ "url": all.url("/") })).await;
-    endpoint(&ring, json!({ "url": others.url("/"), "event_types": ["user.**"] })).await;
+    let data = r#"{"b": 1.0,  "a":12345678901234567890, "ä":"\u00e4"}"#;
+    let body = format!(
+        r#"{{"type":"order.paid","data":{data},"ordering_key":"k","metadata":{{"source":"checkout"}}}}"#
+    );
 
-    let id = publish(&ring, "order.paid", json!({ "amount": 7 })).await;
+    let answer = ring.call(Method::POST, "/v1/events").raw_json(body).send().await.expect(202);
+    let event = answer.json();
+    let path = format!("/v1/events/{}", string(&event["id"]));
 
-    let (one, two) = (orders.nth(1).await, all.nth(1).await);
-    for request in [&one, &two] {
-        assert_eq!(request.header("webhook-id"), id);
-        let body: Value = serde_json::from_slice(&request.body).expect("JSON");
-        assert_eq!((&body["type"], &body["data"]), (&json!("order.paid"), &json!({ "amount": 7 })));
+    assert_eq!(answer.header("location"), path);
+    assert!(answer.text().contains(data), "{}", answer.text());
+    assert_eq!(event["type"], "order.paid");
+    assert_eq!((&event["ordering_key"], &event["metadata"]), (&json!("k"), &json!({"source": "checkout"})));
+    assert_eq!(event["timestamp"], event["created_at"]);
+    assert_eq!(ring.get(&path).await.expect(200).body, answer.body);
+    ring.get("/v1/events/evt_01jd7m3v6kf0qr8x2n4ab9cdef").await.expect(404);
+    ring.get("/v1/events/job_01jd7m3v6kf0qr8x2n4ab9cdef").await.expect(404);
+}
+
+#[tokio::test]
+async fn data_may_be_any_json() {
+    let ring = Ringback::start().await;
+    for data in [json!(null), json!(0), json!("x"), json!([]), json!(false)] {
+        let id = ring.publish("a", data.clone()).await;
+        assert_eq!(ring.get(&format!("/v1/events/{id}")).await.expect(200).json()["data"], data);
     }
-    publish(&ring, "user.seen", json!(null)).await;
-    others.nth(1).await;
-    assert_eq!((orders.received().len(), others.received().len()), (1, 1));
-}
-
-#[tokio::test]
-async fn data_arrives_byte_for_byte_and_verifies_with_the_endpoints_secret() {
-    let ring = Ringback::start().await;
-    let receiver = Receiver::answering([500, 200]);
-    let made = ring
-        .post("/v1/endpoints", json!({ "url": receiver.url("/"), "retry": {"initial_s": 0.05} }))
-        .await
-        .expect(201)
-        .json();
-    let secret = string(&made["secret"]);
-    let raw = r#"{"type":"a.b","data":{"b": 1.0,  "a":12345678901234567890}}"#;
-
-    ring.call(http::Method::POST, "/v1/events").raw_json(raw).send().await.expect(202);
-
-    let (first, second) = (receiver.nth(1).await, receiver.nth(2).await);
-    assert_eq!(first.body, second.body, "the same bytes on every try");
-    let text = String::from_utf8(second.body.clone()).expect("text");
-    assert!(text.ends_with(r#""data":{"b": 1.0,  "a":12345678901234567890}}"#), "{text}");
-    let oracle = standardwebhooks::Webhook::new(&secret).expect("a secret");
-    oracle.verify(&second.body, &second.headers).expect("it verifies");
-}
-
-#[tokio::test]
-async fn filters_and_transforms_decide_and_a_failing_one_is_seen() {
-    let ring = Ringback::start().await;
-    let receiver = Receiver::ok();
-    let id = endpoint(
-        &ring,
-        json!({
-            "url": receiver.url("/"), "event_types": ["order.paid"],
-            "filter": "data.amount > 100", "transform": "{'text': 'Paid ' + string(data.amount)}"
-        }),
-    )
-    .await;
-
-    publish(&ring, "order.paid", json!({ "amount": 7 })).await;
-    publish(&ring, "order.paid", json!({ "amount": 700 })).await;
-    let broken = publish(&ring, "order.paid", json!({ "sum": 1 })).await;
-
-    let body: Value = serde_json::from_slice(&receiver.nth(1).await.body).expect("JSON");
-    assert_eq!(body["data"], json!({ "text": "Paid 700" }));
-    let failed = |all: &Vec<Value>| all.len() == 1;
-    let seen =
-        eventually("the failed one", async || ring.deliveries(&format!("event_id={broken}")).await, failed)
-            .await;
-    assert_eq!((&seen[0]["status"], &seen[0]["error"]["code"]), (&json!("failed"), &json!("filter")));
-    assert_eq!(ring.deliveries(&format!("endpoint_id={id}")).await.len(), 2, "the filtered one is none");
-    assert_eq!(receiver.received().len(), 1);
-}
-
-#[tokio::test]
-async fn a_paused_endpoint_gets_what_came_when_it_goes_on() {
-    let ring = Ringback::start().await;
-    let receiver = Receiver::ok();
-    let id = endpoint(&ring, json!({ "url": receiver.url("/"), "status": "paused" })).await;
-    let event = publish(&ring, "a.b", json!(1)).await;
-    let pending = |all: &Vec<Value>| all.len() == 1 && all[0]["status"] == "pending";
-    eventually("it is kept", async || ring.deliveries(&format!("event_id={event}")).await, pending).await;
-
-    let patch = json!({ "status": "enabled" });
-    ring.call(http::Method::PATCH, &format!("/v1/endpoints/{id}")).json(&patch).send().await.expect(200);
-
-    assert_eq!(receiver.nth(1).await.header("webhook-id"), event);
-}
-
-#[tokio::test]
-async fn a_receiver_that_is_gone_is_told_no_more() {
-    let ring = Ringback::start().await;
-    let receiver = Receiver::answering([410]);
-    let id = endpoint(&ring, json!({ "url": receiver.url("/"), "event_types": ["a.b"] })).await;
-
-    publish(&ring, "a.b", json!(1)).await;
-
-    let disabled = |answer: &Value| answer["status"] == "disabled";
-    let path = format!("/v1/endpoints/{id}");
-    eventually("it is disabled", async || ring.get(&path).await.expect(200).json(), disabled).await;
-    let told = async || page(&ring, "types=endpoint.disabled").await.0;
-    let events = eventually("it is told", told, |events: &Vec<Value>| !events.is_empty()).await;
-    assert_eq!(events[0]["data"]["endpoint_id"], json!(id));
-    publish(&ring, "a.b", json!(2)).await;
-    publish(&ring, "c.d", json!(2)).await;
-    assert_eq!(receiver.received().len(), 1);
-}
-
-#[tokio::test]
-async fn order_is_kept_by_key_over_failures_and_other_keys_flow() {
-    let ring = Ringback::start().await;
-    // Every third answer is a failure.
-    let answers: Vec<u16> = (0..90).map(|place| if place % 3 == 0 { 500 } else { 200 }).collect();
-    let receiver = Receiver::answering(answers);
-    endpoint(
-        &ring,
-        json!({ "url": receiver.url("/"), "ordering": "key", "retry": {"initial_s": 0.05, "factor": 1} }),
-    )
-    .await;
-    let event =
-        |n: usize| json!({ "type": "a.b", "data": {"n": n}, "ordering_key": format!("key-{}", n % 4) });
-    let events: Vec<Value> = (0..40).map(event).collect();
-
-    ring.post("/v1/events/batch", json!({ "events": events })).await.expect(202);
-
-    let done = |all: &Vec<Value>| all.len() == 40 && all.iter().all(|one| one["status"] == "succeeded");
-    eventually("all arrived", async || ring.deliveries("limit=250").await, done).await;
-    let mut last = [None::<u64>; 4];
-    for request in receiver.received() {
-        let body: Value = serde_json::from_slice(&request.body).expect("JSON");
-        let n = body["data"]["n"].as_u64().expect("a number");
-        let of_key = &mut last[(n % 4) as usize];
-        assert!(of_key.is_none_or(|before| before <= n), "{n} came after {of_key:?}");
-        *of_key = Some(n);
-    }
-}
-
-#[tokio::test]
-async fn a_rate_limit_is_kept() {
-    let ring = Ringback::start().await;
-    let receiver = Receiver::ok();
-    endpoint(&ring, json!({ "url": receiver.url("/"), "rate_limit": {"per_s": 20, "burst": 5} })).await;
-    let events: Vec<Value> = (0..25).map(|n| json!({ "type": "a.b", "data": n })).collect();
-
-    ring.post("/v1/events/batch", json!({ "events": events })).await.expect(202);
-
-    receiver.nth(25).await;
-    let all = receiver.received();
-    let took = all[24].at.duration_since(all[0].at);
-    // Twenty wait for their turn after the burst: one second, less what the clocks differ by.
-    assert!(took >= Duration::from_millis(900), "{took:?}");
-}
-
-#[tokio::test]
-async fn the_log_is_read_by_cursor_and_waits_for_what_comes() {
-    let ring = Ringback::start().await;
-    let events: Vec<Value> = (0..25).map(|n| json!({ "type": format!("t.{}", n % 2), "data": n })).collect();
-    let made = ring.post("/v1/events/batch", json!({ "events": events })).await.expect(202).json();
-    let all = |seen: &Vec<Value>| seen.len() == 25;
-    eventually("all have a place", async || page(&ring, "limit=250").await.0, all).await;
-
-    let (mut seen, mut cursor) = (Vec::new(), String::new());
-    loop {
-        let after = if cursor.is_empty() { String::new() } else { format!("&after={cursor}") };
-        let (events, next) = page(&ring, &format!("limit=7{after}")).await;
-        cursor = next;
-        if events.is_empty() {
-            break;
-        }
-        seen.extend(events);
-    }
-    assert_eq!(seen, *list(&made), "in the order of publishing, each once");
-    assert_eq!(page(&ring, "types=t.1&limit=250").await.0.len(), 12);
-    let late = async {
-        let (events, _) = page(&ring, &format!("after={cursor}&wait_s=30")).await;
-        events
+    let deep = |levels: usize| {
+        let data = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        ring.call(Method::POST, "/v1/events").raw_json(format!(r#"{{"type":"a","data":{data}}}"#))
     };
-    let (events, id) = tokio::join!(late, publish(&ring, "t.9", json!("late")));
-    assert_eq!(events[0]["id"], json!(id));
+    deep(64).send().await.expect(202);
+    deep(65).send().await.expect(400);
+}
+
+#[tokio::test]
+async fn every_fault_is_named_by_its_pointer() {
+    let ring = Ringback::start().await;
+    for (body, pointers) in [
+        (json!({}), vec!["/type", "/data"]),
+        (json!({"type": "a b", "data": 1, "id": "x"}), vec!["/type", "/id"]),
+        (
+            json!({"type": "a", "data": 1, "dedup_key": "", "ordering_key": 7}),
+            vec!["/ordering_key", "/dedup_key"],
+        ),
+        (json!({"type": "a", "data": 1, "metadata": {"n": 1}}), vec!["/metadata/n"]),
+    ] {
+        assert_eq!(ring.post("/v1/events", body).await.expect(422).pointers(), pointers);
+    }
+    for event_type in ["job.succeeded", "endpoint.disabled", "delivery.failed", "ringback.test"] {
+        let answer = ring.post("/v1/events", json!({"type": event_type, "data": 1})).await.expect(422);
+        assert!(answer.text().contains("Ringback's own"), "{}", answer.text());
+    }
+    let too_long = json!({"type": "a", "data": "x".repeat(256 * 1024 - 1)});
+    ring.post("/v1/events", too_long.clone()).await.expect(413);
+    ring.post("/v1/events/batch", json!({"events": [too_long]})).await.expect(413);
+    let batch = json!({"events": [{"type": "a", "data": 1}, {"type": "job.x"}]});
+    let answer = ring.post("/v1/events/batch", batch).await.expect(422);
+    assert_eq!(answer.pointers(), ["/events/1/type", "/events/1/data"]);
+    assert_eq!(count(&ring).await, 0);
+}
+
+#[tokio::test]
+async fn a_batch_becomes_visible_in_its_order() {
+    let ring = Ringback::start().await;
+    let batch: Vec<Value> = (0..1000).map(|n| json!({"type": "tick", "data": n})).collect();
+    let answer = ring.post("/v1/events/batch", json!({ "events": batch })).await.expect(202).json();
+    assert_eq!(list(&answer).len(), 1000);
+
+    let (mut seen, mut path) = (Vec::new(), "/v1/events?wait_s=20&limit=250".to_owned());
+    while seen.len() < 1000 {
+        let page = ring.get(&path).await.expect(200).json();
+        seen.extend(list(&page));
+        path = format!("/v1/events?wait_s=20&limit=250&after={}", string(&page["next_cursor"]));
+    }
+    assert_eq!(seen, list(&answer));
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_the_first_answer_again() {
+    let ring = Ringback::start().await;
+    let event = json!({"type": "a", "data": 1});
+    let batch = json!({"events": [event, event]});
+    for (path, body, key) in [("/v1/events", &event, "k1"), ("/v1/events/batch", &batch, "k2")] {
+        let first = post_with_key(&ring, path, key, body).await.expect(202);
+        let again = post_with_key(&ring, path, key, body).await.expect(202);
+        assert_eq!((&again.body, again.header("idempotency-replayed")), (&first.body, "true"));
+        for header in ["location", "retry-after"] {
+            assert_eq!(again.header(header), first.header(header), "{header}");
+        }
+        post_with_key(&ring, path, key, &json!({"type": "b", "data": 1})).await.expect(422);
+    }
+    assert_eq!(count(&ring).await, 3);
 }
 
 #[tokio::test]
 async fn a_dedup_key_brings_the_first_event_back() {
     let ring = Ringback::start().await;
-    let event = json!({ "type": "a.b", "data": 1, "dedup_key": "once" });
+    let event = json!({"type": "a", "data": 1, "dedup_key": "d"});
+    let first = ring.post("/v1/events", event.clone()).await.expect(202);
+    let other = json!({"type": "b", "data": 2, "dedup_key": "d"});
+
+    let second = ring.post("/v1/events", other.clone()).await.expect(200);
+    assert_eq!((&second.body, second.header("location")), (&first.body, first.header("location")));
+
+    // The answer under an Idempotency-Key is the one that was given.
+    let third = post_with_key(&ring, "/v1/events", "k", &other).await.expect(200);
+    let again = post_with_key(&ring, "/v1/events", "k", &other).await.expect(200);
+    assert_eq!((&third.body, &again.body), (&first.body, &first.body));
+    assert_eq!(again.header("idempotency-replayed"), "true");
+    let fresh = json!({"type": "b", "data": 2, "dedup_key": "e"});
+    post_with_key(&ring, "/v1/events", "k2", &fresh).await.expect(202);
+    assert_eq!(count(&ring).await, 2);
+}
+
+#[tokio::test]
+async fn after_a_day_a_dedup_key_is_free() {
+    let ring = Ringback::start().await;
+    let event = json!({"type": "a", "data": 1, "dedup_key": "d"});
     let first = ring.post("/v1/events", event.clone()).await.expect(202).json();
-
-    let again = ring
-        .post("/v1/events", json!({ "type": "a.b", "data": 2, "dedup_key": "once" }))
+    let mut sql = ring.sql().await;
+    sql.execute("UPDATE ringback.event_dedup SET created_at = now() - interval '24 hours 1 s'")
         .await
-        .expect(200)
-        .json();
+        .expect("aged");
 
-    assert_eq!(first, again);
-    let batch = ring
-        .post("/v1/events/batch", json!({ "events": [event, {"type": "a.b", "data": 3}] }))
-        .await
-        .expect(202)
-        .json();
-    assert_eq!(list(&batch)[0]["id"], first["id"]);
-    let all = |seen: &Vec<Value>| seen.len() == 2;
-    eventually("two in the log", async || page(&ring, "").await.0, all).await;
+    let second = ring.post("/v1/events", event.clone()).await.expect(202).json();
+    let third = ring.post("/v1/events", event).await.expect(200).json();
+
+    assert_ne!(second["id"], first["id"]);
+    assert_eq!(third["id"], second["id"]);
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_refused_with_the_reason() {
+async fn in_a_batch_a_dedup_key_counts_for_each_event() {
     let ring = Ringback::start().await;
-    for (event, pointer) in [
-        (json!({ "type": "a b", "data": 1 }), "/type"),
-        (json!({ "type": "job.succeeded", "data": 1 }), "/type"),
-        (json!({ "type": "a.b" }), "/data"),
-        (json!({ "type": "a.b", "data": 1, "daat": 2 }), "/daat"),
-        (json!({ "type": "a.b", "data": 1, "metadata": {"a": 1} }), "/metadata/a"),
-    ] {
-        let problem = ring.post("/v1/events", event).await.expect(422).json();
-        assert_eq!(problem["errors"][0]["pointer"], pointer, "{problem}");
-    }
-    let large = json!({ "type": "a.b", "data": "x".repeat(256 * 1024) });
-    ring.post("/v1/events", large).await.expect(413);
+    let first = ring.post("/v1/events", json!({"type": "a", "data": 1, "dedup_key": "d"})).await.expect(202);
+    let batch = json!({"events": [
+        {"type": "b", "data": 1, "dedup_key": "d"}, {"type": "b", "data": 2}, {"type": "b", "data": 3, "dedup_key": "e"},
+        {"type": "b", "data": 4, "dedup_key": "e"}
+    ]});
+
+    let answer = ring.post("/v1/events/batch", batch).await.expect(202).json();
+
+    let data = list(&answer);
+    assert_eq!(data[0], first.json());
+    assert_eq!(data[2], data[3]);
+    assert_eq!(data.iter().map(|event| event["data"].clone()).collect::<Vec<_>>(), [1, 2, 3, 3]);
+    assert_eq!(count(&ring).await, 3);
 }
 
 #[tokio::test]
-async fn the_end_of_a_job_goes_to_those_who_subscribed() {
+async fn twenty_requests_with_one_dedup_key_make_one_event() {
     let ring = Ringback::start().await;
-    let (target, receiver) = (Receiver::ok(), Receiver::ok());
-    endpoint(&ring, json!({ "url": receiver.url("/"), "event_types": ["job.succeeded"] })).await;
-
-    let id = ring.submit(json!({ "kind": "http", "input": {"url": target.url("/")} })).await;
-
-    let body: Value = serde_json::from_slice(&receiver.nth(1).await.body).expect("JSON");
-    assert_eq!(body["data"]["id"], json!(id));
+    let event = json!({"type": "a", "data": 1, "dedup_key": "d"});
+    let answers =
+        futures_util::future::join_all((0..20).map(|_| ring.post("/v1/events", event.clone()))).await;
+    let ids: std::collections::HashSet<String> =
+        answers.iter().map(|answer| string(&answer.json()["id"])).collect();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(answers.iter().filter(|answer| answer.status == 202).count(), 1);
+    assert_eq!(count(&ring).await, 1);
 }
 
 #[tokio::test]
-async fn a_hanging_endpoint_delays_no_other() {
+async fn a_dedup_key_in_an_open_transaction_holds_up_nobody_else() {
     let ring = Ringback::start().await;
-    let (hanging, quick) = (Receiver::answering([Reply::Hang]), Receiver::ok());
-    endpoint(&ring, json!({ "url": hanging.url("/") })).await;
-    endpoint(&ring, json!({ "url": quick.url("/") })).await;
-    let events: Vec<Value> = (0..300).map(|n| json!({ "type": "a.b", "data": n })).collect();
+    let mut sql = ring.sql().await;
+    let mut open = sql.begin().await.expect("a transaction");
+    open.execute("SELECT ringback.publish('a', '1', dedup_key => 'd')").await.expect("published");
 
-    ring.post("/v1/events/batch", json!({ "events": events })).await.expect(202);
+    let keyed = |key: &str| ring.post("/v1/events", json!({"type": "a", "data": 1, "dedup_key": key}));
+    let began = std::time::Instant::now();
+    let (held, other, plain) = tokio::join!(keyed("d"), keyed("e"), ring.publish("a", json!(1)));
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(held.expect(409).text().contains("dedup_key"));
+    other.expect(202);
+    drop(plain);
 
-    quick.nth(300).await;
-    assert!(hanging.received().len() < 40);
+    open.rollback().await.expect("rolled back");
+    keyed("d").await.expect(202);
+    assert_eq!(count(&ring).await, 3);
 }

@@ -16,6 +16,7 @@ use crate::deliveries::scheduling::LandingAnswer;
 use crate::endpoints::health_store::{self, Health, LATENCY_CLASSES, MinuteCounts, latency_class};
 use crate::endpoints::{change, store as endpoint_store};
 use crate::events::NewEvent;
+use crate::events::publish::Publish;
 use crate::ids::{EndpointId, EventId, TenantId};
 use crate::shared::Shared;
 
@@ -182,8 +183,8 @@ async fn tell(shared: &Shared, tenant: TenantId, event_type: &str, data: &serde_
         traceparent: None,
         callback: None,
     };
-    match shared.publish.submit(event).await {
-        Ok(()) => {}
+    match shared.publish.submit(Publish { event, dedup_key: None, key: None }).await {
+        Ok(_) => {}
         Err(error) => tracing::warn!(%error, event_type, "an event of our own cannot be published"),
     }
 }

@@ -151,6 +151,12 @@ impl Client {
         string(&self.post("/v1/jobs", job).await.expect(202).json()["id"])
     }
 
+    /// An event that is published; its id.
+    pub(crate) async fn publish(&self, event_type: &str, data: Value) -> String {
+        let event = json!({ "type": event_type, "data": data });
+        string(&self.post("/v1/events", event).await.expect(202).json()["id"])
+    }
+
     pub(crate) async fn job(&self, id: &str) -> Value {
         self.get(&format!("/v1/jobs/{id}")).await.expect(200).json()
     }

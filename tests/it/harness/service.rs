@@ -17,8 +17,8 @@ use ringback::config::{Config, Database};
 use ringback::db::{Db, migrate::migrate, partitions};
 use ringback::secret::Secret;
 use ringback::supervisor::Ending;
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, PgConnection};
 use tokio::sync::oneshot;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::filter::LevelFilter;
@@ -81,9 +81,13 @@ impl Ringback {
 
 impl Ringback {
     /// Puts the database into a state that the API alone does not lead to.
-    pub(crate) async fn sql(&self, sql: String) {
-        let mut connection = self.database.options().connect().await.expect("a connection");
-        sqlx::Executor::execute(&mut connection, sqlx::AssertSqlSafe(sql)).await.expect("a statement");
+    pub(crate) async fn put(&self, sql: String) {
+        sqlx::Executor::execute(&mut self.sql().await, sqlx::AssertSqlSafe(sql)).await.expect("a statement");
+    }
+
+    /// A connection of a user's own to the service's database.
+    pub(crate) async fn sql(&self) -> PgConnection {
+        self.database.options().connect().await.expect("the test server accepts connections")
     }
 }
 
