@@ -7,6 +7,7 @@
 //! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
 
 pub mod end_store;
+pub mod explain;
 pub mod hand_off;
 pub mod matched;
 pub mod message;

@@ -179,6 +179,61 @@ pub async fn get(db: &Db, tenant: TenantId, id: DeliveryId) -> Result<DeliveryDe
     Ok(DeliveryDetail { delivery, attempts })
 }
 
+/// A delivery of an event, as far as an explanation needs it.
+#[derive(Debug, Clone)]
+pub struct EventDelivery {
+    /// Which.
+    pub id: DeliveryId,
+    /// To whom.
+    pub endpoint: EndpointId,
+    /// The highest attempt number so far.
+    pub attempt: i32,
+    /// It waits, and for when; `None`: it has ended.
+    pub due_at: Option<Timestamp>,
+    /// How it ended.
+    pub succeeded: bool,
+    /// The code of the last attempt's error.
+    pub code: Option<String>,
+    /// The last attempt's error, for people.
+    pub error: Option<String>,
+}
+
+/// The deliveries of an event to endpoints, the oldest first.
+/// # Errors
+/// [`StoreError`].
+pub async fn of_event(
+    db: &Db,
+    tenant: TenantId,
+    event: EventId,
+    limit: i64,
+) -> Result<Vec<EventDelivery>, StoreError> {
+    let rows = sqlx::query(
+        "-- deliveries::read_store::of_event
+        SELECT d.id, d.endpoint_id, q.due_at, coalesce(a.number, 0) AS number, a.verdict = 1 AS succeeded, a.error_code, a.error_message
+        FROM (SELECT * FROM ringback.deliveries WHERE tenant_id = $1 AND event_id = $2 AND endpoint_id IS NOT NULL ORDER BY id LIMIT $3) d
+        LEFT JOIN LATERAL (SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = d.tenant_id AND q.delivery_id = d.id LIMIT 1) q ON true
+        LEFT JOIN LATERAL (
+          SELECT * FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY a.number DESC LIMIT 1
+        ) a ON true
+        ORDER BY d.id",
+    )
+    .bind(tenant)
+    .bind(event)
+    .bind(limit)
+    .fetch_all(db.pool())
+    .await?;
+    let read = |row: &PgRow| EventDelivery {
+        id: row.get("id"),
+        endpoint: row.get("endpoint_id"),
+        attempt: row.get("number"),
+        due_at: row.get("due_at"),
+        succeeded: row.get::<Option<bool>, _>("succeeded").unwrap_or(false),
+        code: row.get("error_code"),
+        error: row.get("error_message"),
+    };
+    Ok(rows.iter().map(read).collect())
+}
+
 fn error_of(row: &PgRow) -> Result<Option<ErrorView>, sqlx::Error> {
     let Some(code) = row.try_get::<Option<String>, _>("error_code")? else { return Ok(None) };
     Ok(Some(ErrorView {

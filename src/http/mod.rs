@@ -12,6 +12,7 @@ pub mod endpoint_stats;
 pub mod endpoint_test;
 pub mod endpoints;
 pub mod events;
+pub mod explain;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
@@ -56,6 +57,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/events", &["GET", "POST"]),
     ("/v1/events/batch", &["POST"]),
     ("/v1/events/{id}", &["GET"]),
+    ("/v1/events/{id}/explain", &["GET"]),
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
@@ -78,6 +80,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
         .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
         .service(at("/v1/events/{id}").route(get().to(events::get)))
+        .service(at("/v1/events/{id}/explain").route(get().to(explain::event)))
         .service(at("/v1/deliveries").route(get().to(deliveries::list)))
         .service(at("/v1/deliveries/{id}").route(get().to(deliveries::get)))
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))

@@ -264,3 +264,44 @@ async fn a_hanging_endpoint_delays_no_other() {
     quick.nth(300).await;
     assert!(hanging.received().len() < 40);
 }
+
+#[tokio::test]
+async fn explain_tells_each_endpoints_part() {
+    let ring = Ringback::start().await;
+    let (well, badly) = (Receiver::ok(), Receiver::answering([500]));
+    let told = endpoint(&ring, json!({ "url": well.url("/") })).await;
+    let other = endpoint(&ring, json!({ "url": well.url("/"), "event_types": ["x.y"] })).await;
+    let filtered = endpoint(&ring, json!({ "url": well.url("/"), "filter": "data.n > 5" })).await;
+    let failed = endpoint(&ring, json!({ "url": badly.url("/"), "retry": {"max_attempts": 1} })).await;
+    let waiting = endpoint(&ring, json!({ "url": badly.url("/"), "retry": {"initial_s": 3600} })).await;
+    let disabled = endpoint(&ring, json!({ "url": well.url("/"), "status": "disabled" })).await;
+    let paused = endpoint(&ring, json!({ "url": well.url("/"), "status": "paused" })).await;
+    let event = publish(&ring, "a.b", json!({ "n": 1 })).await;
+
+    let path = format!("/v1/events/{event}/explain");
+    let wanted = [
+        (told, "delivered"),
+        (other, "type_mismatch"),
+        (filtered, "filtered"),
+        (failed, "failed"),
+        (waiting, "waiting"),
+        (disabled, "disabled"),
+        (paused, "paused"),
+    ];
+    let explain = async || {
+        let answer = ring.get(&path).await.expect(200).json();
+        let all = answer["endpoints"].as_array().expect("a list").clone();
+        all.into_iter()
+            .map(|one| (string(&one["endpoint_id"]), string(&one["outcome"]), one))
+            .collect::<Vec<_>>()
+    };
+    let as_wanted = |all: &Vec<(String, String, Value)>| {
+        all.iter().all(|(id, outcome, _)| wanted.iter().any(|(one, word)| one == id && word == outcome))
+            && all.iter().any(|(_, _, one)| !one["next_attempt_at"].is_null())
+    };
+    let all = eventually("each has its part", explain, as_wanted).await;
+    assert_eq!(all.len(), wanted.len());
+    assert!(all.iter().all(|(_, _, one)| one["reason"].as_str().is_some_and(|reason| !reason.is_empty())));
+    let exhausted = async || page(&ring, "types=delivery.exhausted").await.0;
+    eventually("the lost one is told", exhausted, |events: &Vec<Value>| events.len() == 1).await;
+}

@@ -38,6 +38,7 @@ impl Flight {
             landing: Landing { answer: LandingAnswer::NotCalled, again_in },
             duration: Duration::ZERO,
             gone: false,
+            exhausted: false,
         };
         let loaded = store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await;
         drop(news.send(News::Loaded));

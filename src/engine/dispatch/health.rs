@@ -17,7 +17,7 @@ use crate::endpoints::health_store::{self, Health, LATENCY_CLASSES, MinuteCounts
 use crate::endpoints::{change, store as endpoint_store};
 use crate::events::NewEvent;
 use crate::events::publish::Publish;
-use crate::ids::{EndpointId, EventId, TenantId};
+use crate::ids::{DeliveryId, EndpointId, EventId, TenantId};
 use crate::shared::Shared;
 
 use super::transmit::Landed;
@@ -37,6 +37,7 @@ pub(super) struct HealthBook {
     changed: HashMap<Key, Health>,
     to_disable: Vec<(Key, &'static str)>,
     recovered: Vec<Key>,
+    exhausted: Vec<(Key, DeliveryId)>,
 }
 
 impl HealthBook {
@@ -56,6 +57,9 @@ impl HealthBook {
         }
         let (key, now) = ((due.tenant, endpoint), clock::now());
         let well = landed.landing.answer == LandingAnswer::Well;
+        if landed.exhausted {
+            self.exhausted.push((key, due.id));
+        }
         self.count(key, now, well, landed.duration);
         if well {
             if self.failing.remove(&key).is_some() {
@@ -107,13 +111,14 @@ impl HealthBook {
             changed: self.changed.drain().map(|(_, health)| health).collect(),
             to_disable: std::mem::take(&mut self.to_disable),
             recovered: std::mem::take(&mut self.recovered),
+            exhausted: std::mem::take(&mut self.exhausted),
         };
         (!learned.minutes.is_empty() || !learned.changed.is_empty()).then_some(learned)
     }
 
-    /// Is somebody to be disabled at once?
+    /// Is somebody to be disabled, or told of a lost delivery, at once?
     pub(super) fn is_urgent(&self) -> bool {
-        !self.to_disable.is_empty()
+        !self.to_disable.is_empty() || !self.exhausted.is_empty()
     }
 }
 
@@ -124,6 +129,7 @@ pub(super) struct Learned {
     changed: Vec<Health>,
     to_disable: Vec<(Key, &'static str)>,
     recovered: Vec<Key>,
+    exhausted: Vec<(Key, DeliveryId)>,
 }
 
 impl Learned {
@@ -140,6 +146,10 @@ impl Learned {
             if let Err(error) = disable(&shared, key, reason).await {
                 tracing::warn!(endpoint.id = %key.1, error, "endpoint {} cannot be disabled; its next failure brings it up again", key.1);
             }
+        }
+        for ((tenant, endpoint), delivery) in self.exhausted {
+            let data = serde_json::json!({ "endpoint_id": endpoint, "delivery_id": delivery });
+            tell(&shared, tenant, "delivery.exhausted", &data).await;
         }
         for (tenant, endpoint) in self.recovered {
             tell(&shared, tenant, "endpoint.recovered", &serde_json::json!({ "endpoint_id": endpoint }))

@@ -37,10 +37,11 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
         Route::Ended(reason) => ended(&loaded, reason),
         Route::Later => {
             let later = Landing { again_in: Some(LATER), ..not_called };
-            return Landed { landing: later, duration: Duration::ZERO, gone: false };
+            return Landed { landing: later, duration: Duration::ZERO, gone: false, exhausted: false };
         }
     };
     let (delivery, number, duration) = (loaded.due.id, record.number, record.duration);
+    let exhausted = record.verdict == Verdict::Failed.code() && did != LandingAnswer::NotCalled;
     let landing = Landing { answer: did, again_in: record.wait };
     tracing::debug!(
         delivery.id = %delivery, event.id = %loaded.event, attempt = number, verdict = record.verdict,
@@ -48,7 +49,7 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
         "delivery {delivery} tried"
     );
     match shared.record.submit_patiently(record).await {
-        Ok(true) => return Landed { landing, duration, gone },
+        Ok(true) => return Landed { landing, duration, gone, exhausted },
         Ok(false) => tracing::warn!(
             delivery.id = %delivery, attempt = number,
             "delivery {delivery} belongs to another node now; this try is not recorded"
@@ -57,7 +58,7 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
             tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
         }
     }
-    Landed { landing: not_called, duration, gone }
+    Landed { landing: not_called, duration, gone, exhausted: false }
 }
 
 /// What came of it, for the dispatcher.
@@ -69,6 +70,8 @@ pub struct Landed {
     pub duration: Duration,
     /// It said 410: it wants no more.
     pub gone: bool,
+    /// That was the last try, and it failed.
+    pub exhausted: bool,
 }
 
 /// How the receiver did, for the schedule.
