@@ -148,11 +148,11 @@ pub async fn patch(
     let changed = shared
         .tasks
         .run(async move {
+            // What would be refused anyway is refused for what is wrong with it (RFC 9110, section 13.2.1).
             let new = |old: &Endpoint| {
-                if !if_match.allows(old.version) {
-                    return Err(ChangeError::Changed);
-                }
-                new_endpoint::parse_patch(&raw, old, for_task.client.policy()).map_err(ChangeError::Faults)
+                let new = new_endpoint::parse_patch(&raw, old, for_task.client.policy())
+                    .map_err(ChangeError::Faults)?;
+                if if_match.allows(old.version) { Ok(new) } else { Err(ChangeError::Changed) }
             };
             change::change(&for_task.db, &for_task.sealer, whose, clock::now(), new).await
         })

@@ -154,6 +154,8 @@ async fn if_match_protects_from_overwriting() {
         let answer = send(Method::PATCH, stale).await.expect(412);
         assert_eq!(answer.json()["code"], "precondition-failed");
     }
+    let wrong = ring.call(Method::PATCH, &path(&made)).header("if-match", "\"1\"");
+    wrong.json(&json!({ "description": 1 })).send().await.expect(422);
     send(Method::DELETE, "\"1\"").await.expect(412);
     send(Method::PATCH, "\"1\", \"2\"").await.expect(200);
     send(Method::PATCH, "*").await.expect(200);
