@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::endpoints::find;
 use super::extract::{self, Query};
 use super::problem::ApiError;
-use crate::clock::{Timestamp, millis};
+use crate::clock::{self, Timestamp, millis};
 use crate::endpoints::health_store::{self, BACKLOG_COUNTED_MAX, Stats};
 use crate::ids::EndpointId;
 use crate::shared::Shared;
@@ -63,10 +63,10 @@ pub async fn stats(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ht
     let for_task = shared.clone();
     let read = async move { health_store::stats(&for_task.db, caller.tenant, id, hours).await };
     let stats = shared.tasks.run(read).await??;
-    Ok(HttpResponse::Ok().json(view(id, hours, &stats)))
+    Ok(HttpResponse::Ok().json(view(id, hours, &stats, clock::now())))
 }
 
-fn view(endpoint_id: EndpointId, hours: i32, stats: &Stats) -> StatsView {
+fn view(endpoint_id: EndpointId, hours: i32, stats: &Stats, now: Timestamp) -> StatsView {
     let attempts = stats.succeeded + stats.failed;
     StatsView {
         endpoint_id,
@@ -84,7 +84,11 @@ fn view(endpoint_id: EndpointId, hours: i32, stats: &Stats) -> StatsView {
         oldest_due_at: stats.oldest_due_at,
         failing_since: stats.failing_since,
         breaker: BreakerView {
-            status: if stats.open_until.is_some() { "open" } else { "closed" },
+            status: match stats.open_until {
+                None => "closed",
+                Some(until) if until > now => "open",
+                Some(_) => "half_open",
+            },
             open_until: stats.open_until,
         },
     }

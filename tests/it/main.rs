@@ -3,6 +3,7 @@
 //! They speak HTTP to the service and start the real program; each test has a service and a database of its own.
 
 mod harness;
+mod health;
 
 mod accept;
 mod architecture;

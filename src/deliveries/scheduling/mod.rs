@@ -278,6 +278,11 @@ impl Schedule {
         None
     }
 
+    /// Until when the receiver's breaker is open; a moment that is past: one is let through to try. `None`: closed.
+    pub fn open_until(&self, target: TargetRef) -> Option<Moment> {
+        self.targets.get(&target).and_then(Target::open_until)
+    }
+
     /// It is no longer in flight, and its row tells what is next.
     pub fn landed(&mut self, due: &Due, landing: Landing, now: Moment) {
         let at = (due.tenant, due.target);

@@ -377,6 +377,11 @@ impl Target {
         }
     }
 
+    /// Until when the breaker is open; a moment that is past: it waits for the probe's answer. `None`: closed.
+    pub(super) fn open_until(&self) -> Option<Moment> {
+        (self.failures >= BREAKER_FAILURES).then_some(self.hold_until)
+    }
+
     /// Nothing to remember: no work, and no memory of a bad time.
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight == 0

@@ -34,12 +34,8 @@ impl Flight {
         // The dispatcher is gone only when the process is ending; then nobody needs the news.
         let tell =
             |due: Due, landed: Landed| drop(news.send(News::Landed { due, flight, endpoint: None, landed }));
-        let not_called = |again_in| Landed {
-            landing: Landing { answer: LandingAnswer::NotCalled, again_in },
-            duration: Duration::ZERO,
-            gone: false,
-            exhausted: false,
-        };
+        let not_called =
+            |again_in| Landed::not_called(Landing { answer: LandingAnswer::NotCalled, again_in });
         let loaded = store::take_off(&shared.db, shared.node_id(), flight, &batch, &landed).await;
         drop(news.send(News::Loaded));
         let loaded = match loaded {

@@ -26,6 +26,17 @@ use super::transmit::Landed;
 pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// After failing for so long an endpoint is disabled.
 const FAILS_FOR: TimeDelta = TimeDelta::days(5);
+/// A success is worth telling after so many failures in a row; a receiver that stumbles now and then makes no noise.
+const RECOVERS_FROM: i32 = 3;
+
+/// A receiver that fails.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    since: Timestamp,
+    failures: i32,
+    /// Those of them that were no news of endpoints.
+    of_note: i32,
+}
 
 type Key = (TenantId, EndpointId);
 
@@ -33,7 +44,7 @@ type Key = (TenantId, EndpointId);
 #[derive(Debug, Default)]
 pub(super) struct HealthBook {
     minutes: HashMap<(Key, Timestamp), MinuteCounts>,
-    failing: HashMap<Key, (Timestamp, i32)>,
+    failing: HashMap<Key, Failing>,
     changed: HashMap<Key, Health>,
     to_disable: Vec<(Key, &'static str)>,
     recovered: Vec<Key>,
@@ -45,36 +56,46 @@ impl HealthBook {
     pub(super) fn load(&mut self, known: &[Health]) {
         for health in known {
             if let Some(since) = health.failing_since {
-                self.failing.entry((health.tenant, health.endpoint)).or_insert((since, health.failures));
+                let known = Failing { since, failures: health.failures, of_note: health.failures };
+                self.failing.entry((health.tenant, health.endpoint)).or_insert(known);
             }
         }
     }
 
-    /// Notes a try.
-    pub(super) fn note(&mut self, due: &Due, endpoint: EndpointId, landed: &Landed) {
+    /// Notes a try. `open_for`: the breaker is open, for so long; zero: one is let through to try.
+    pub(super) fn note(
+        &mut self,
+        due: &Due,
+        endpoint: EndpointId,
+        landed: &Landed,
+        open_for: Option<Duration>,
+    ) {
         if landed.landing.answer == LandingAnswer::NotCalled {
             return;
         }
         let (key, now) = ((due.tenant, endpoint), clock::now());
         let well = landed.landing.answer == LandingAnswer::Well;
-        if landed.exhausted {
+        if landed.exhausted && !landed.is_news {
             self.exhausted.push((key, due.id));
         }
         self.count(key, now, well, landed.duration);
         if well {
-            if self.failing.remove(&key).is_some() {
-                self.set(key, None, 0);
-                self.recovered.push(key);
+            if let Some(failing) = self.failing.remove(&key) {
+                self.set(key, None, None);
+                if failing.of_note >= RECOVERS_FROM {
+                    self.recovered.push(key);
+                }
             }
             return;
         }
-        let (since, failures) = self.failing.entry(key).or_insert((now, 0));
-        *failures = failures.saturating_add(1);
-        let (since, failures) = (*since, *failures);
-        self.set(key, Some(since), failures);
+        let failing = self.failing.entry(key).or_insert(Failing { since: now, failures: 0, of_note: 0 });
+        failing.failures = failing.failures.saturating_add(1);
+        failing.of_note = failing.of_note.saturating_add(i32::from(!landed.is_news));
+        let failing = *failing;
+        self.set(key, Some(failing), open_for.map(|wait| now + wait));
         if landed.gone {
             self.to_disable.push((key, "the receiver answered 410 Gone"));
-        } else if now - since > FAILS_FOR {
+        } else if now - failing.since > FAILS_FOR {
             self.to_disable.push((key, "every attempt failed for five days"));
         }
     }
@@ -97,11 +118,11 @@ impl HealthBook {
         counts.latency[latency_class(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))] += 1;
     }
 
-    fn set(&mut self, (tenant, endpoint): Key, failing_since: Option<Timestamp>, failures: i32) {
-        self.changed.insert(
-            (tenant, endpoint),
-            Health { tenant, endpoint, failing_since, open_until: None, failures },
-        );
+    fn set(&mut self, key: Key, failing: Option<Failing>, open_until: Option<Timestamp>) {
+        let (tenant, endpoint) = key;
+        let failing_since = failing.map(|failing| failing.since);
+        let failures = failing.map_or(0, |failing| failing.failures);
+        self.changed.insert(key, Health { tenant, endpoint, failing_since, open_until, failures });
     }
 
     /// What is to be written; `None`: nothing.
@@ -116,9 +137,9 @@ impl HealthBook {
         (!learned.minutes.is_empty() || !learned.changed.is_empty()).then_some(learned)
     }
 
-    /// Is somebody to be disabled, or told of a lost delivery, at once?
+    /// Is somebody to be disabled, or is there news that others wait for?
     pub(super) fn is_urgent(&self) -> bool {
-        !self.to_disable.is_empty() || !self.exhausted.is_empty()
+        !(self.to_disable.is_empty() && self.exhausted.is_empty() && self.recovered.is_empty())
     }
 }
 

@@ -204,10 +204,12 @@ impl Dispatcher {
             News::Loaded => self.loading -= 1,
             News::Landed { due, flight, endpoint, landed } => {
                 let (now, landing) = (self.now(), landed.landing);
-                if let Some(endpoint) = endpoint {
-                    self.health.note(&due, endpoint, &landed);
-                }
                 self.schedule.landed(&due, landing, now);
+                if let Some(endpoint) = endpoint {
+                    let open_until = self.schedule.open_until((due.tenant, due.target));
+                    let open_for = open_until.map(|moment| moment.saturating_sub(now));
+                    self.health.note(&due, endpoint, &landed, open_for);
+                }
                 if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
                     *count = count.saturating_sub(1);
                 }
@@ -297,7 +299,7 @@ impl Dispatcher {
         while self.tasks.join_next().await.is_some() {}
         while let Ok(news) = heard.try_recv() {
             if let News::Landed { due, endpoint: Some(endpoint), landed, .. } = news {
-                self.health.note(&due, endpoint, &landed);
+                self.health.note(&due, endpoint, &landed, None);
             }
         }
         if let Some(learned) = self.health.take() {

@@ -37,9 +37,10 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
         Route::Ended(reason) => ended(&loaded, reason),
         Route::Later => {
             let later = Landing { again_in: Some(LATER), ..not_called };
-            return Landed { landing: later, duration: Duration::ZERO, gone: false, exhausted: false };
+            return Landed::not_called(later);
         }
     };
+    let is_news = is_news(&loaded.event_type);
     let (delivery, number, duration) = (loaded.due.id, record.number, record.duration);
     let exhausted = record.verdict == Verdict::Failed.code() && did != LandingAnswer::NotCalled;
     let landing = Landing { answer: did, again_in: record.wait };
@@ -49,7 +50,7 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
         "delivery {delivery} tried"
     );
     match shared.record.submit_patiently(record).await {
-        Ok(true) => return Landed { landing, duration, gone, exhausted },
+        Ok(true) => return Landed { landing, duration, gone, exhausted, is_news },
         Ok(false) => tracing::warn!(
             delivery.id = %delivery, attempt = number,
             "delivery {delivery} belongs to another node now; this try is not recorded"
@@ -58,7 +59,7 @@ pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
             tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
         }
     }
-    Landed { landing: not_called, duration, gone, exhausted: false }
+    Landed { landing: not_called, duration, gone, exhausted: false, is_news }
 }
 
 /// What came of it, for the dispatcher.
@@ -72,6 +73,21 @@ pub struct Landed {
     pub gone: bool,
     /// That was the last try, and it failed.
     pub exhausted: bool,
+    /// The event was itself news of an endpoint or a delivery, and what becomes of it makes no more news: an endpoint
+    /// that is subscribed to everything and fails would be told of that for ever.
+    pub is_news: bool,
+}
+
+impl Landed {
+    /// It did not fly.
+    pub fn not_called(landing: Landing) -> Self {
+        Self { landing, duration: Duration::ZERO, gone: false, exhausted: false, is_news: false }
+    }
+}
+
+/// Does the topic tell of endpoints and deliveries?
+fn is_news(event_type: &str) -> bool {
+    event_type.starts_with("endpoint.") || event_type.starts_with("delivery.")
 }
 
 /// How the receiver did, for the schedule.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::PATIENCE;
+use super::{PATIENCE, spec};
 
 /// What the receiver does with one request.
 #[derive(Debug, Clone)]
@@ -81,6 +81,16 @@ impl Received {
         self.headers.get(name).map_or("", |value| value.to_str().expect("visible ASCII"))
     }
 
+    /// What does not fit `openapi.yaml`, where it is one of our messages.
+    fn fault(&self) -> Option<String> {
+        let fault = self
+            .headers
+            .contains_key("webhook-id")
+            .then(|| spec::check_webhook(&self.body).err())
+            .flatten()?;
+        Some(format!("{}: {fault}", String::from_utf8_lossy(&self.body)))
+    }
+
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("UTF-8")
     }
@@ -94,6 +104,8 @@ impl Received {
 struct State {
     script: Vec<Reply>,
     received: Vec<Received>,
+    /// What does not fit `openapi.yaml` in one of them.
+    fault: Option<String>,
     connections: Vec<TcpStream>,
     released: bool,
     closed: bool,
@@ -134,6 +146,7 @@ impl Receiver {
         let state = State {
             script: script.into_iter().map(Into::into).collect(),
             received: Vec::new(),
+            fault: None,
             connections: Vec::new(),
             released: false,
             closed: false,
@@ -161,7 +174,9 @@ impl Receiver {
 
     /// What has come so far.
     pub(crate) fn received(&self) -> Vec<Received> {
-        self.inner.lock().received.clone()
+        let state = self.inner.lock();
+        assert_eq!(state.fault, None, "a message that openapi.yaml does not describe");
+        state.received.clone()
     }
 
     /// The n-th request (1, 2, …), as soon as it has come.
@@ -214,8 +229,10 @@ fn serve(connection: &TcpStream, inner: &Inner) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
     let mut reader = BufReader::new(connection);
     while let Some(request) = read_request(&mut reader)? {
+        let fault = request.fault();
         let reply = {
             let mut state = inner.lock();
+            state.fault = state.fault.take().or(fault);
             state.received.push(request);
             let place = state.received.len().min(state.script.len()) - 1;
             inner.count.send_replace(state.received.len());

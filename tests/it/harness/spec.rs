@@ -36,11 +36,32 @@ pub(crate) fn check(
         .map_err(|fault| format!("{method} {path} answered {status}, but {fault}"))
 }
 
-/// Is this what a receiver of a `callback_url` is told to expect?
-pub(crate) fn check_callback(body: &[u8]) -> Result<(), String> {
-    static CALLBACK: LazyLock<Validator> =
-        LazyLock::new(|| validator(&DOCUMENT, &json!({ "$ref": "#/components/schemas/JobEnded" })));
-    fits(&CALLBACK, &parse(body)?)
+/// Is this what a receiver is told to expect? The callback of a job is what an endpoint gets of it.
+pub(crate) fn check_webhook(body: &[u8]) -> Result<(), String> {
+    static BY_TYPE: LazyLock<HashMap<String, Arc<Validator>>> = LazyLock::new(webhooks);
+    let body = parse(body)?;
+    let topic = body["type"].as_str().ok_or("the body has no type")?;
+    let known = BY_TYPE.get(topic).or_else(|| BY_TYPE.get("")).ok_or("openapi.yaml has no webhook for it")?;
+    fits(known, &body)
+}
+
+/// What a webhook's body is, by the topics that its schema names; under the empty one, that of any other.
+fn webhooks() -> HashMap<String, Arc<Validator>> {
+    let mut by_type = HashMap::new();
+    for webhook in DOCUMENT["webhooks"].as_object().expect("webhooks").values() {
+        let body =
+            &resolve(&DOCUMENT, webhook)["post"]["requestBody"]["content"]["application/json"]["schema"];
+        let topic = &resolve(&DOCUMENT, body)["properties"]["type"];
+        let one = topic.get("const").into_iter();
+        let topics = one.chain(topic.get("enum").and_then(Value::as_array).into_iter().flatten());
+        let mut topics: Vec<String> = topics.filter_map(Value::as_str).map(str::to_owned).collect();
+        if topics.is_empty() {
+            topics.push(String::new());
+        }
+        let check = Arc::new(validator(&DOCUMENT, body));
+        by_type.extend(topics.into_iter().map(|topic| (topic, check.clone())));
+    }
+    by_type
 }
 
 /// All operations: the template of the path, and the method in capitals.
@@ -267,7 +288,11 @@ fn a_fitting_answer_passes() {
     assert_eq!(check("HEAD", "/v1/jobs/job_x", 200, JSON, b""), Ok(()));
     assert_eq!(check("GET", "/openapi.yaml", 200, Some("application/yaml"), OPENAPI.as_bytes()), Ok(()));
     let event = &DOCUMENT["components"]["examples"]["JobSucceeded"]["value"];
-    assert_eq!(check_callback(event.to_string().as_bytes()), Ok(()));
+    assert_eq!(check_webhook(event.to_string().as_bytes()), Ok(()));
+    assert!(check_webhook(br#"{"type":"job.failed","timestamp":"2026-11-02T08:15:31Z","data":{}}"#).is_err());
+    assert!(
+        check_webhook(br#"{"type":"a.b","timestamp":"2026-11-02T08:15:31Z","data":{},"more":1}"#).is_err()
+    );
     let delivery = &DOCUMENT["components"]["examples"]["Delivered"]["value"];
     assert_eq!(check("GET", "/v1/deliveries/d", 200, JSON, delivery.to_string().as_bytes()), Ok(()));
 }

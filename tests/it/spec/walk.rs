@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use crate::harness::service;
-use crate::harness::spec::{check, check_callback};
+use crate::harness::spec::{check, check_webhook};
 
 const KEY: &str = "rbk_0123456789abcdef0123456789abcdef";
 const NOBODY: &str = "01jd7m3v6kf0qr8x2n4ab9cdef";
@@ -154,7 +154,7 @@ async fn a_job_is_described_from_its_post_to_its_callback() {
         assert_eq!(place, format!("/v1/jobs/{}", accepted.json()["id"].as_str().expect("an id")));
 
         let body = tokio::time::timeout(Duration::from_secs(20), receive(receiver)).await.expect("a callback");
-        assert_eq!(check_callback(&body), Ok(()));
+        assert_eq!(check_webhook(&body), Ok(()));
 
         let job = ask(address, "GET", &format!("{place}?wait_s=20"), None).await;
         assert_eq!(job.json()["status"], "succeeded", "{}", job.json());
