@@ -25,6 +25,7 @@ use crate::endpoints::book::EndpointBook;
 use crate::events::bells::Bells;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
+use crate::jobs::queue_limit::QueueLimits;
 use crate::jobs::waiters::Waiters;
 use crate::nodes::Node;
 use crate::outbound::{ClientError, GuardedClient, SystemDns};
@@ -233,6 +234,7 @@ impl App {
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),
             executors: ExecutorTable::new(client.clone()),
+            queue_limits: QueueLimits::default(),
             client,
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
             publish: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),

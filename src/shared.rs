@@ -20,6 +20,7 @@ use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::ids::{JobId, TenantId};
 use crate::jobs::finish::Finish;
+use crate::jobs::queue_limit::QueueLimits;
 use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::waiters::Waiters;
 use crate::jobs::{Callback, CallbackOptions};
@@ -61,6 +62,8 @@ pub struct Shared {
     pub client: GuardedClient,
     /// The built-in kinds.
     pub executors: ExecutorTable,
+    /// What the operator's file says of queues.
+    pub queue_limits: QueueLimits,
     /// Jobs on their way in.
     pub accept: Batcher<Accept, Accepted>,
     /// Events from outside on their way in.

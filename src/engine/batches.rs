@@ -42,9 +42,14 @@ pub async fn publish(shared: Arc<Shared>, stop: Stop) {
 pub async fn finish(shared: Arc<Shared>, stop: Stop) {
     let flush = |batch: Arc<Vec<job_finish::Finish>>| {
         let (db, wakeups, waiters) = (shared.db.clone(), shared.wakeups.clone(), shared.waiters.clone());
+        let limits = !shared.queue_limits.is_empty();
         async move {
             let held = job_finish::write(db, batch.clone()).await?;
             wakeups.events.notify_one();
+            // An end makes room in its queue.
+            if limits {
+                wakeups.jobs.notify_one();
+            }
             if batch.iter().any(|finish| matches!(finish.end.then, Then::Again(_))) {
                 wakeups.scheduled.notify_one();
                 wakeups.jobs.notify_one();

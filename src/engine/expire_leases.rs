@@ -46,9 +46,13 @@ async fn expire(shared: &Shared) -> Result<usize, StoreError> {
 }
 
 fn finish_of(shared: &Shared, lost: LostLease) -> crate::jobs::finish::Finish {
-    let LostLease { lease, worker, cancel_requested } = lost;
-    let tries = Tries { crashes: lease.tries.crashes.saturating_add(1), ..lease.tries };
-    let result = if cancel_requested { TryResult::Cancelled } else { TryResult::Crashed };
+    let LostLease { lease, worker, cancel_requested, timed_out } = lost;
+    let (crashes, result) = match (cancel_requested, timed_out) {
+        (true, _) => (0, TryResult::Cancelled),
+        (false, true) => (0, TryResult::TimedOut),
+        (false, false) => (1, TryResult::Crashed),
+    };
+    let tries = Tries { crashes: lease.tries.crashes.saturating_add(crashes), ..lease.tries };
     let (outcome, verdict) = decide(&lease.job.retry, tries, result, rand::random());
     // Options that cannot be opened must not keep the job from ending; the callback goes out and fails visibly.
     let options = shared.open_options(lease.job.tenant, lease.job.id, lease.sealed_options.as_deref());

@@ -5,7 +5,6 @@
 //!
 //! Invariant: every lease that is claimed is ended, given back, or (if the process dies) expires.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::task::JoinSet;
 use super::heartbeat::LEASE;
 use super::{jittered, pause};
 use crate::executors::Executor;
+use crate::jobs::claim_store::{self, Claim, Claimed, Slot};
 use crate::jobs::finish::{Try, prepare};
 use crate::jobs::lease_store::{self, Lease};
 use crate::jobs::outcome::{TryResult, decide};
@@ -31,6 +31,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let permits = Arc::new(Semaphore::new(shared.config.executor_concurrency));
     let kinds = shared.executors.kinds();
     let mut running = JoinSet::new();
+    let mut handed_out = 0_usize;
     loop {
         while running.try_join_next().is_some() {}
         // One permit is waited for; the claim then asks for as many as are free.
@@ -40,48 +41,37 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
         };
         let Ok(first) = first else { break };
         let free = (permits.available_permits() + 1).min(CLAIM_MAX);
-        let claimed = match lease_store::claim(&shared.db, shared.node_id(), &kinds, free as i64, LEASE).await
-        {
-            Ok(claimed) => claimed,
-            Err(error) => {
-                tracing::warn!(%error, "cannot claim jobs");
-                Vec::new()
-            }
-        };
-        let more = may_have_more(&claimed, free);
-        start_all(&shared, &stop, claimed, (first, &permits), &mut running).await;
-        if !more && !pause(&stop, Some(&shared.wakeups.jobs), jittered(POLL)).await {
+        let claimed = claim(&shared, &kinds, free, handed_out).await;
+        handed_out = handed_out.wrapping_add(claimed.leases.len());
+        let wait = claimed.next.map_or(POLL, |next| next.min(POLL));
+        start_all(&shared, &stop, claimed.leases, (first, &permits), &mut running).await;
+        if !claimed.more && !pause(&stop, Some(&shared.wakeups.jobs), jittered(wait)).await {
             break;
         }
     }
     while running.join_next().await.is_some() {}
 }
 
-/// Did the claim leave jobs behind that could run now? Each line has an equal share of the free places, so one line may
-/// have more than its share while another did not need its own.
-fn may_have_more(claimed: &[Lease], free: usize) -> bool {
-    let mut lines: HashMap<_, usize> = HashMap::new();
-    for lease in claimed {
-        *lines.entry((lease.job.tenant, &lease.job.queue, &lease.job.kind)).or_default() += 1;
-    }
-    share_used_up(&lines.into_values().collect::<Vec<_>>(), free)
-}
-
-fn share_used_up(claimed_by_line: &[usize], free: usize) -> bool {
-    let share = free.div_ceil(claimed_by_line.len().max(1));
-    claimed_by_line.iter().any(|claimed| *claimed >= share)
+async fn claim(shared: &Shared, kinds: &[&str], free: usize, handed_out: usize) -> Claimed {
+    let slots = vec![Slot { worker: &shared.node.name, lease: LEASE }; free];
+    let claim =
+        Claim { node: Some(shared.node_id()), tenant: None, kinds, queues: None, slots: &slots, handed_out };
+    claim_store::claim(&shared.db, &claim, &shared.queue_limits).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot claim jobs");
+        Claimed::default()
+    })
 }
 
 async fn start_all(
     shared: &Arc<Shared>,
     stop: &Stop,
-    claimed: Vec<Lease>,
+    claimed: Vec<(usize, Lease)>,
     permits: (OwnedSemaphorePermit, &Arc<Semaphore>),
     running: &mut JoinSet<()>,
 ) {
     let (first, permits) = permits;
     let mut first = Some(first);
-    for lease in claimed {
+    for (_, lease) in claimed {
         let permit = match first.take() {
             Some(permit) => permit,
             // At most `free` were claimed, so this one is there.
@@ -158,20 +148,5 @@ async fn give_back(shared: &Shared, lease: &Lease) {
         Err(error) => {
             tracing::warn!(job.id = %lease.job.id, %error, "a job cannot be given back; its lease will expire");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::share_used_up;
-
-    #[test]
-    fn a_line_that_used_up_its_share_may_have_more() {
-        assert!(!share_used_up(&[], 256), "nothing waits");
-        assert!(!share_used_up(&[255], 256), "all that waited was claimed");
-        assert!(share_used_up(&[256], 256));
-        assert!(share_used_up(&[128, 1], 256), "the second line did not need its share");
-        assert!(!share_used_up(&[100, 1], 256));
-        assert!(share_used_up(&[1], 1));
     }
 }

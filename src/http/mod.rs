@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod operating;
 pub mod problem;
 pub mod publish;
+pub mod queues;
 pub mod secrets;
 pub mod submit;
 
@@ -63,6 +64,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/deliveries/{id}/retry", &["POST"]),
     ("/v1/callback-secret", &["GET"]),
     ("/v1/callback-secret/rotate", &["POST"]),
+    ("/v1/admin/queues", &["GET"]),
+    ("/v1/admin/queues/{name}/pause", &["POST"]),
+    ("/v1/admin/queues/{name}/resume", &["POST"]),
     ("/livez", &["GET"]),
     ("/readyz", &["GET"]),
     ("/openapi.yaml", &["GET"]),
@@ -86,6 +90,9 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))
         .service(at("/v1/callback-secret").route(get().to(secrets::get)))
         .service(at("/v1/callback-secret/rotate").route(web::post().to(secrets::rotate)))
+        .service(at("/v1/admin/queues").route(get().to(queues::queues)))
+        .service(at("/v1/admin/queues/{name}/pause").route(web::post().to(queues::pause)))
+        .service(at("/v1/admin/queues/{name}/resume").route(web::post().to(queues::resume)))
         .service(at("/livez").route(get().to(operating::livez)))
         .service(at("/readyz").route(get().to(operating::readyz)))
         .service(at("/openapi.yaml").route(get().to(operating::openapi)))

@@ -1,13 +1,12 @@
-//! The SQL of leases (stop 3 of a job's path): claim, extend, end, give back, find what ran out.
+//! The SQL of leases: extend, end, give back, find what ran out. How they are handed out stands in `claim_store`.
 //!
 //! Called by `engine::run_jobs`, `engine::expire_leases` and `jobs::finish`. A lease is a row with an unguessable token,
 //! new at each hand-out; every write that ends a try checks it in the same statement, so a late holder changes nothing.
 //!
-//! Invariant: a claim takes at most what was asked for, and gives each (tenant, queue, kind) its turn.
+//! Invariant: what a lease's holder writes counts only while it is the holder.
 
 use std::time::Duration;
 
-use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
@@ -31,75 +30,6 @@ pub struct Lease {
     pub tries: Tries,
     /// When this try began.
     pub started_at: Timestamp,
-}
-
-/// Hands out up to `limit` waiting jobs of these kinds to a node, by turns over tenants, queues and kinds.
-/// Durability is not waited for: a claim that a crash of the database forgets only repeats work.
-/// # Errors
-/// [`StoreError`].
-pub async fn claim(
-    db: &Db,
-    node: Uuid,
-    kinds: &[&str],
-    limit: i64,
-    lease: Duration,
-) -> Result<Vec<Lease>, StoreError> {
-    let leases = sqlx::query_as::<_, Lease>(
-        "-- jobs::lease_store::claim
-        WITH RECURSIVE lines AS (
-          (SELECT tenant_id, queue, kind FROM ringback.job_ready ORDER BY tenant_id, queue, kind LIMIT 1)
-          UNION ALL
-          SELECT n.tenant_id, n.queue, n.kind FROM lines l CROSS JOIN LATERAL (
-            SELECT r.tenant_id, r.queue, r.kind FROM ringback.job_ready r
-            WHERE (r.tenant_id, r.queue, r.kind) > (l.tenant_id, l.queue, l.kind)
-            ORDER BY r.tenant_id, r.queue, r.kind LIMIT 1
-          ) n
-        ), wanted AS MATERIALIZED (
-          -- Where there are more lines than free places, chance decides who is served: any fixed order starves the last.
-          SELECT *, greatest(1, ceil($3::float8 / count(*) OVER ()))::int8 AS share FROM lines WHERE kind = ANY($2) ORDER BY random()
-        ), picked AS MATERIALIZED (
-          SELECT r.at FROM wanted w CROSS JOIN LATERAL (
-            SELECT r.ctid AS at FROM ringback.job_ready r
-            WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind
-            ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT w.share FOR UPDATE SKIP LOCKED
-          ) r
-          LIMIT $3
-        ), taken AS (
-          DELETE FROM ringback.job_ready WHERE ctid = ANY(ARRAY(SELECT at FROM picked)) RETURNING *
-        ), leased AS (
-          INSERT INTO ringback.job_leases (tenant_id, job_id, token, holder, queue, kind, priority, attempt, tries, crashes, started_at, expires_at)
-          SELECT tenant_id, job_id, gen_random_uuid(), $1, queue, kind, priority, attempt + 1, tries + 1, crashes, now(), now() + $4 * interval '1 s'
-          FROM taken
-          RETURNING tenant_id, job_id, token, attempt, tries, crashes, started_at
-        )
-        SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at,
-          j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
-        FROM leased l CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j",
-    )
-    .bind(node)
-    .bind(kinds)
-    .bind(limit)
-    .bind(lease.as_secs_f64())
-    .fetch_all(db.relaxed())
-    .await?;
-    Ok(leases)
-}
-
-impl<'r> FromRow<'r, PgRow> for Lease {
-    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self {
-            job: Job::from_row(row)?,
-            sealed_options: row.try_get("callback_options")?,
-            token: row.try_get("token")?,
-            tries: Tries {
-                attempt: row.try_get("attempt")?,
-                counted: row.try_get("tries")?,
-                crashes: row.try_get("crashes")?,
-            },
-            started_at: row.try_get("started_at")?,
-        })
-    }
 }
 
 /// Puts off the expiry of all leases of a node. Returns the jobs that someone wants stopped.
@@ -294,10 +224,12 @@ pub async fn release(db: &Db, tokens: &[Uuid]) -> Result<u64, StoreError> {
 pub struct LostLease {
     /// As it was handed out.
     pub lease: Lease,
-    /// The name of the node that held it.
+    /// Who held it.
     pub worker: String,
     /// Someone had asked to stop the job.
     pub cancel_requested: bool,
+    /// `timeout_s` was over, not only the lease.
+    pub timed_out: bool,
 }
 
 /// Finds leases that ran out, and those of nodes that are no longer there.
@@ -306,12 +238,13 @@ pub struct LostLease {
 pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
     let rows = sqlx::query(
         "-- jobs::lease_store::lost
-        SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, coalesce(n.name, 'a node that is gone') AS worker,
+        SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, coalesce(nullif(l.worker, ''), n.name, 'a node that is gone') AS worker,
+          l.deadline <= now() AS timed_out,
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
           j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
         FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder
         CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j
-        WHERE l.expires_at <= now() OR n.id IS NULL
+        WHERE l.expires_at <= now() OR (l.holder IS NOT NULL AND n.id IS NULL)
         LIMIT $1",
     )
     .bind(limit)
@@ -323,6 +256,7 @@ pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
                 lease: Lease::from_row(row)?,
                 worker: row.try_get("worker")?,
                 cancel_requested: row.try_get("cancel_requested")?,
+                timed_out: row.try_get::<Option<bool>, _>("timed_out")?.unwrap_or(false),
             })
         })
         .collect::<Result<_, sqlx::Error>>()

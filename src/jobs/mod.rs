@@ -1,20 +1,24 @@
 //! Jobs: work to do, from the POST that brings it to the event that says how it ended.
 //!
 //! Holds the noun, its statuses and the legal moves between them. `new_job` parses a request (stop 1 of a job's path),
-//! `store` keeps and shows jobs (stop 2), `lease_store` hands them out (stop 3), `outcome` decides what the end of a try
+//! `store` keeps and shows jobs (stop 2), `claim_store` hands them out by `turns` (stop 3), `outcome` decides what the end of a try
 //! means (stop 5), `finish` writes it together with the event (stop 6). Knows no HTTP, no loop, no network.
 //!
 //! Invariant: a job is in exactly one of `job_ready`, `job_scheduled`, `job_leases`, `job_ends`, and only the
 //! holder of its lease writes its end.
 
+pub mod claim_store;
 pub mod create;
 pub mod finish;
 pub mod http_input;
 pub mod lease_store;
 pub mod new_job;
 pub mod outcome;
+pub mod queue_limit;
+pub mod queue_store;
 pub mod read_store;
 pub mod store;
+pub mod turns;
 pub mod view;
 pub mod waiters;
 
@@ -33,6 +37,15 @@ use crate::receivers::RetrySpec;
 pub const INPUT_MAX_BYTES: usize = 256 * 1024;
 /// A batch has at most this many jobs.
 pub const BATCH_MAX: usize = 1000;
+
+/// A kind's or a queue's name is at most this long.
+pub const NAME_MAX: usize = 100;
+
+/// Can a kind or a queue be called so?
+pub fn is_name(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+}
 
 /// Where a job stands. `queued → running → succeeded | failed | cancelled`; `retrying` between two tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

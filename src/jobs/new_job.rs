@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job};
+use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job, NAME_MAX, is_name};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::fields::{Faults, Fields};
@@ -16,7 +16,6 @@ use crate::receivers::{self, Backoff, RetrySpec};
 use crate::signing::SigningSecret;
 use crate::target::OutboundPolicy;
 
-const NAME_MAX: usize = 100;
 const KEY_MAX: usize = 255;
 const TIMEOUT_DEFAULT: Duration = Duration::from_mins(5);
 const TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
@@ -130,7 +129,7 @@ fn parse_kind(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<String> {
 
 fn parse_name(fields: &mut Fields<'_>, name: &'static str, faults: &mut Faults) -> Option<String> {
     let text = fields.string(name, 1..=NAME_MAX, faults)?;
-    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
+    if is_name(&text) {
         return Some(text);
     }
     fields.fault(name, "must be letters, digits, '_', '-' and '.' only", faults);

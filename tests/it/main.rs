@@ -21,6 +21,7 @@ mod idempotency;
 mod lists;
 mod outage;
 mod pubsub;
+mod queues;
 mod retention;
 mod spec;
 mod sql;
