@@ -52,14 +52,16 @@ pub async fn fail_pending(
           ) q
           WHERE u.tenant_id = $1
         ), waiting AS MATERIALIZED (
-          SELECT q.ctid AS at, q.tenant_id, q.delivery_id, q.attempt FROM ringback.delivery_queue q
+          SELECT q.tenant_id, q.delivery_id, q.attempt FROM ringback.delivery_queue q
           WHERE q.target_id = $2 AND q.tenant_id = $1 AND NOT q.delivery_id = ANY(ARRAY(SELECT delivery_id FROM flying))
-          ORDER BY q.due_at, q.delivery_id LIMIT $5 FOR UPDATE SKIP LOCKED
+          -- CHUNK as a literal, so that the plan knows how few they are.
+          ORDER BY q.due_at, q.delivery_id LIMIT 1000 FOR UPDATE SKIP LOCKED
         ), ended AS (
-          DELETE FROM ringback.delivery_queue WHERE ctid = ANY(ARRAY(SELECT at FROM waiting))
+          -- By key, never by ctid: a try's record may have moved the row since this statement began.
+          DELETE FROM ringback.delivery_queue q USING waiting w WHERE q.tenant_id = w.tenant_id AND q.delivery_id = w.delivery_id
         ), tried AS (
           INSERT INTO ringback.delivery_attempts (tenant_id, delivery_id, number, id, verdict, error_code, error_message, started_at, duration_us)
-          SELECT tenant_id, delivery_id, attempt + 1, ($6::uuid[])[row_number() OVER ()], 2, $3, $4, now(), 0 FROM waiting
+          SELECT tenant_id, delivery_id, attempt + 1, ($5::uuid[])[row_number() OVER ()], 2, $3, $4, now(), 0 FROM waiting
         )
         SELECT count(*) FROM waiting",
     )
@@ -67,7 +69,6 @@ pub async fn fail_pending(
     .bind(endpoint)
     .bind(reason.code)
     .bind(reason.message)
-    .bind(CHUNK)
     .bind(ids)
     .fetch_one(&mut **tx)
     .await?;

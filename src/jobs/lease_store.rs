@@ -130,12 +130,14 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
           AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes)
         ), mine AS MATERIALIZED (
           -- In one order for all, or two batches could wait for each other.
-          SELECT i.*, l.at, l.queue, l.kind, l.priority, l.tries FROM (SELECT * FROM input ORDER BY tenant_id, job_id) i CROSS JOIN LATERAL (
-            SELECT l.ctid AS at, l.queue, l.kind, l.priority, l.tries FROM ringback.job_leases l
+          SELECT i.*, l.queue, l.kind, l.priority, l.tries FROM (SELECT * FROM input ORDER BY tenant_id, job_id) i CROSS JOIN LATERAL (
+            SELECT l.queue, l.kind, l.priority, l.tries FROM ringback.job_leases l
             WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token LIMIT 1 FOR UPDATE
           ) l
         ), held AS (
-          DELETE FROM ringback.job_leases WHERE ctid = ANY(ARRAY(SELECT at FROM mine)) RETURNING token
+          -- By key, never by ctid: an extension or a wish to cancel may have moved the row since this statement began.
+          DELETE FROM ringback.job_leases l USING mine m
+          WHERE l.tenant_id = m.tenant_id AND l.job_id = m.job_id AND l.token = m.token RETURNING l.token
         ), tried AS (
           INSERT INTO ringback.job_attempts (tenant_id, job_id, number, worker, outcome, error, started_at, finished_at)
           SELECT tenant_id, job_id, attempt, worker, outcome, error, started_at, finished_at FROM mine

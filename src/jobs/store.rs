@@ -118,27 +118,48 @@ pub async fn claim_unique_keys(tx: &mut Tx, jobs: &[&Job]) -> Result<Vec<Option<
     }
     // One order for all transactions, or two of them could wait for each other.
     keyed.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-    let rows = sqlx::query(
-        "-- jobs::store::claim_unique_keys
-        WITH input AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[]) WITH ORDINALITY AS t(tenant_id, key, job_id, place))
-        INSERT INTO ringback.job_unique_keys AS held (tenant_id, key, job_id)
-        SELECT DISTINCT ON (tenant_id, key) tenant_id, key, job_id FROM input ORDER BY tenant_id, key, place
-        ON CONFLICT (tenant_id, key) DO UPDATE SET job_id = held.job_id
-        RETURNING tenant_id, key, job_id",
-    )
-    .bind(keyed.iter().map(|(tenant, _, _)| tenant.uuid()).collect::<Vec<_>>())
-    .bind(keyed.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
-    .bind(keyed.iter().map(|(_, _, id)| id.uuid()).collect::<Vec<_>>())
-    .fetch_all(&mut **tx)
-    .await?;
-    let holders: HashMap<(TenantId, String), JobId> =
-        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let mut holders: HashMap<(TenantId, String), JobId> = HashMap::new();
+    // Between the try and the look the holder may end, and its key be free: then once more.
+    for _ in 0..KEY_ROUNDS {
+        keyed.retain(|(tenant, key, _)| !holders.contains_key(&(*tenant, (*key).to_owned())));
+        if keyed.is_empty() {
+            break;
+        }
+        for name in [CLAIM_UNIQUE_KEYS, HOLDERS_OF_UNIQUE_KEYS] {
+            let rows = sqlx::query(name)
+                .bind(keyed.iter().map(|(tenant, _, _)| tenant.uuid()).collect::<Vec<_>>())
+                .bind(keyed.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+                .bind(keyed.iter().map(|(_, _, id)| id.uuid()).collect::<Vec<_>>())
+                .fetch_all(&mut **tx)
+                .await?;
+            holders.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))));
+        }
+    }
+    if keyed.iter().any(|(tenant, key, _)| !holders.contains_key(&(*tenant, (*key).to_owned()))) {
+        return Err(StoreError::Conflict(
+            "too many requests with this unique_key at once; try once more".to_owned(),
+        ));
+    }
     let holder = |job: &&Job| {
         let key = job.unique_key.clone()?;
         holders.get(&(job.tenant, key)).copied().filter(|id| *id != job.id)
     };
     Ok(jobs.iter().map(holder).collect())
 }
+
+/// Rows of keys are made and deleted, never updated: an end deletes them by ctid, which an update would move.
+const CLAIM_UNIQUE_KEYS: &str = "-- jobs::store::claim_unique_keys
+    WITH input AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[]) WITH ORDINALITY AS t(tenant_id, key, job_id, place))
+    INSERT INTO ringback.job_unique_keys (tenant_id, key, job_id)
+    SELECT DISTINCT ON (tenant_id, key) tenant_id, key, job_id FROM input ORDER BY tenant_id, key, place
+    ON CONFLICT (tenant_id, key) DO NOTHING
+    RETURNING tenant_id, key, job_id";
+const HOLDERS_OF_UNIQUE_KEYS: &str = "-- jobs::store::holders_of_unique_keys
+    WITH input AS MATERIALIZED (SELECT DISTINCT t.tenant_id, t.key FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS t(tenant_id, key, job_id))
+    SELECT i.tenant_id, i.key, k.job_id FROM input i CROSS JOIN LATERAL (
+      SELECT k.job_id FROM ringback.job_unique_keys k WHERE k.tenant_id = i.tenant_id AND k.key = i.key LIMIT 1
+    ) k";
+const KEY_ROUNDS: u32 = 20;
 
 /// Takes a waiting job out of the hot tables, in the caller's transaction. `false`: it was not waiting.
 /// # Errors

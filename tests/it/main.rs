@@ -22,6 +22,7 @@ mod lists;
 mod outage;
 mod pubsub;
 mod queues;
+mod races;
 mod retention;
 mod spec;
 mod sql;
