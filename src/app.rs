@@ -25,9 +25,10 @@ use crate::endpoints::book::EndpointBook;
 use crate::events::bells::Bells;
 use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
-use crate::jobs::queue_limit::QueueLimits;
+use crate::jobs::queue_limit::{QueueLimit, QueueLimits, QueueRate};
 use crate::jobs::waiters::Waiters;
 use crate::nodes::Node;
+use crate::operator::Operator;
 use crate::outbound::{ClientError, GuardedClient, SystemDns};
 use crate::secret::{SealError, Sealer, Secret};
 use crate::secrets::SecretCache;
@@ -233,8 +234,8 @@ impl App {
             tasks: supervisor.tasks(),
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),
-            executors: ExecutorTable::new(client.clone()),
-            queue_limits: QueueLimits::default(),
+            executors: ExecutorTable::new(client.clone(), &config.operator, config.own_program.clone()),
+            queue_limits: queue_limits(&config.operator),
             client,
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
             publish: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
@@ -373,4 +374,13 @@ fn keep_running(supervisor: &mut Supervisor, embedded: Arc<Embedded>) {
             }
         }
     });
+}
+
+/// The limits that hold for queues, by name.
+fn queue_limits(operator: &Operator) -> QueueLimits {
+    let limit = |(name, spec): (&String, &crate::operator::QueueSpec)| {
+        let rate = spec.rate_limit.map(|rate| QueueRate { per_s: rate.per_s, burst: rate.burst() });
+        (name.clone(), QueueLimit { concurrency: spec.concurrency, rate })
+    };
+    operator.queues.iter().map(limit).collect()
 }

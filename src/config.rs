@@ -5,15 +5,18 @@
 //!
 //! Invariant: an unknown key or a value that makes no sense ends the start with a sentence that says what to write.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::operator::{CommandSpec, Operator, QueueSpec, SmtpSpec, SourceSpec};
 use crate::secret::Secret;
 use crate::target::OutboundPolicy;
 
@@ -82,6 +85,14 @@ pub struct Settings {
     /// Deliveries on the wire at the same time from this process [default: 1024]
     #[arg(long, env = "RINGBACK_DISPATCHER_CONCURRENCY", value_name = "N")]
     dispatcher_concurrency: Option<usize>,
+    #[arg(skip)]
+    commands: Option<BTreeMap<String, CommandSpec>>,
+    #[arg(skip)]
+    sources: Option<BTreeMap<String, SourceSpec>>,
+    #[arg(skip)]
+    smtp: Option<SmtpSpec>,
+    #[arg(skip)]
+    queues: Option<BTreeMap<String, QueueSpec>>,
 }
 
 /// Which parts of the service run in this process.
@@ -151,6 +162,10 @@ pub struct Config {
     pub executor_concurrency: usize,
     /// Deliveries at a time.
     pub dispatcher_concurrency: usize,
+    /// What jobs may use, and how fast queues go: in the file only.
+    pub operator: Arc<Operator>,
+    /// This program, which stands between a `command` job and the service.
+    pub own_program: PathBuf,
     /// `false` only for tests: an embedded database that does not survive a power cut.
     pub durable: bool,
 }
@@ -200,7 +215,11 @@ impl Settings {
             roles,
             db_connections,
             executor_concurrency,
-            dispatcher_concurrency
+            dispatcher_concurrency,
+            commands,
+            sources,
+            smtp,
+            queues
         )
     }
 
@@ -213,7 +232,23 @@ impl Settings {
                 "DATABASE_URL must begin with postgres://, as in postgres://user:password@host:5432/database",
             );
         }
+        let operator = Operator {
+            commands: self.commands.unwrap_or_default(),
+            sources: self.sources.unwrap_or_default(),
+            smtp: self.smtp,
+            queues: self.queues.unwrap_or_default(),
+        };
+        if let Some(fault) = operator.faults().into_iter().next() {
+            return wrong(format!("ringback.toml: {fault}"));
+        }
+        if let Some(name) = own_database(&operator, database_url.as_deref()) {
+            return wrong(format!(
+                "ringback.toml: [sources.{name}] url is the service's own database with its own rights; make a role that can only read what jobs may see"
+            ));
+        }
         Ok(Config {
+            operator: Arc::new(operator),
+            own_program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("ringback")),
             database: database_url.map_or(Database::Embedded, |url| Database::External(Secret::new(url))),
             data_dir: self.data_dir.unwrap_or_else(|| PathBuf::from("./.ringback")),
             listen: parse_listen(self.listen.as_deref().unwrap_or("127.0.0.1:8080"))?,
@@ -280,6 +315,19 @@ fn read_file(named: Option<&Path>) -> Result<Option<Settings>, ConfigError> {
         Ok(settings) => Ok(Some(settings)),
         Err(error) => wrong(format!("{}: {}", path.display(), error.to_string().trim_end())),
     }
+}
+
+/// A source that would give jobs the service's own rights on its own database.
+fn own_database<'a>(operator: &'a Operator, database_url: Option<&str>) -> Option<&'a str> {
+    let place = |text: &str| {
+        let url = url::Url::parse(text).ok()?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let database = url.path().trim_matches('/').to_owned();
+        Some((host, url.port().unwrap_or(5432), database, url.username().to_owned()))
+    };
+    let own = place(database_url?)?;
+    let is_own = |source: &SourceSpec| place(source.url.expose()) == Some(own.clone());
+    operator.sources.iter().find(|(_, source)| is_own(source)).map(|(name, _)| name.as_str())
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {

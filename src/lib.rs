@@ -33,6 +33,7 @@ pub mod fields;
 pub mod ids;
 pub mod json;
 pub mod keyfile;
+pub mod operator;
 pub mod receivers;
 pub mod secret;
 pub mod signing;

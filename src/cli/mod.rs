@@ -7,12 +7,14 @@ pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod doctor;
+pub mod guard;
 pub mod migrate;
 pub mod output;
 pub mod serve;
 pub mod verify;
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -56,6 +58,13 @@ enum Verb {
     Verify(verify::Verify),
     /// Measure this machine: rates, latencies, CPU per item, against a bare loop
     Bench(bench::Options),
+    /// Stand between the service and a job's program (started by the service, not by people)
+    #[command(hide = true)]
+    Guard {
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<OsString>,
+    },
 }
 
 /// How a verb failed: what to say, and with which code to end.
@@ -110,6 +119,9 @@ fn resolve(settings: Settings) -> Result<Config, Failure> {
 
 /// Runs a verb.
 pub fn run(cli: Cli) -> ExitCode {
+    if let Verb::Guard { program } = &cli.verb {
+        return guard::run(program);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,6 +138,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Verb::Doctor(doctor) => doctor::run(doctor, style).await,
             Verb::Verify(verify) => verify::run(&verify),
             Verb::Bench(options) => bench::run(options).await,
+            Verb::Guard { .. } => Ok(()),
         }
     });
     match result {

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde_json::value::to_raw_value;
 
-use super::Executor;
+use super::{Executor, refused, text_of};
 use crate::backoff::parse_retry_after;
 use crate::deliveries::message::USER_AGENT_TEXT;
 use crate::fields::Faults;
@@ -77,17 +77,6 @@ impl Executor for HttpExecutor {
     }
 }
 
-/// The operator's networks changed since the job was accepted.
-fn refused(faults: Faults) -> TryResult {
-    let text: Vec<String> =
-        faults.into_vec().into_iter().map(|fault| format!("{} {}", fault.pointer, fault.detail)).collect();
-    TryResult::Failed {
-        error: JobError::new("invalid_input", text.join("; ")),
-        retryable: false,
-        retry_after: None,
-    }
-}
-
 fn failed(error: &SendError) -> TryResult {
     if error.class == ErrorClass::Timeout {
         return TryResult::TimedOut;
@@ -135,17 +124,6 @@ fn result_of(answer: &Answer) -> Box<serde_json::value::RawValue> {
         truncated: answer.truncated,
     };
     to_raw_value(&result).unwrap_or_else(|_| serde_json::value::RawValue::NULL.to_owned())
-}
-
-/// The body as text; of a cut one, the end of a character that was cut through is dropped.
-fn text_of(body: &[u8], truncated: bool) -> Option<&str> {
-    match std::str::from_utf8(body) {
-        Ok(text) => Some(text),
-        Err(error) if truncated && error.error_len().is_none() => {
-            std::str::from_utf8(&body[..error.valid_up_to()]).ok()
-        }
-        Err(_) => None,
-    }
 }
 
 fn headers_of(headers: &http::HeaderMap) -> BTreeMap<&str, String> {

@@ -138,7 +138,12 @@ fn parse(
     at: &str,
     raw: &RawValue,
 ) -> Result<Job, Refused> {
-    let context = Context { tenant: caller.tenant, now: clock::now(), outbound: shared.client.policy() };
+    let context = Context {
+        tenant: caller.tenant,
+        now: clock::now(),
+        outbound: shared.client.policy(),
+        operator: shared.config.roles.executor.then_some(&*shared.config.operator),
+    };
     new_job::parse(at, raw, context, extract::traceparent(request).as_deref())
 }
 

@@ -8,7 +8,9 @@
 //! holder of its lease writes its end.
 
 pub mod claim_store;
+pub mod command_input;
 pub mod create;
+pub mod email_input;
 pub mod finish;
 pub mod http_input;
 pub mod lease_store;
@@ -17,6 +19,7 @@ pub mod outcome;
 pub mod queue_limit;
 pub mod queue_store;
 pub mod read_store;
+pub mod sql_input;
 pub mod store;
 pub mod turns;
 pub mod view;

@@ -8,10 +8,12 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job, NAME_MAX, is_name};
+use super::{command_input, email_input, http_input, sql_input};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::fields::{Faults, Fields};
 use crate::ids::{JobId, TenantId};
+use crate::operator::Operator;
 use crate::receivers::{self, Backoff, RetrySpec};
 use crate::signing::SigningSecret;
 use crate::target::OutboundPolicy;
@@ -32,6 +34,8 @@ pub struct Context<'a> {
     pub now: Timestamp,
     /// Which callback URLs are allowed.
     pub outbound: &'a OutboundPolicy,
+    /// What the built-in kinds can use, where this process runs them; another one's file may be another.
+    pub operator: Option<&'a Operator>,
 }
 
 /// Why a job was not accepted.
@@ -72,13 +76,7 @@ fn parse_fields(
 ) -> Result<Option<Job>, TooLarge> {
     let kind = parse_kind(&mut fields, faults);
     let input = parse_input(&mut fields)?;
-    match (kind.as_deref(), input) {
-        (Some("http"), Some(raw)) => {
-            super::http_input::check(&fields.pointer("input"), raw, context.outbound, faults);
-        }
-        (Some("http"), None) => fields.fault("input", "is missing; say at least which url to call", faults),
-        _ => {}
-    }
+    check_input(&fields, kind.as_deref(), input, context, faults);
     let callback = parse_callback(&mut fields, context.outbound, faults);
     let queue = parse_name(&mut fields, "queue", faults);
     let priority = fields.integer("priority", -100..=100, faults);
@@ -115,14 +113,45 @@ fn parse_fields(
     }))
 }
 
+/// What a built-in kind would refuse is refused now.
+fn check_input(
+    fields: &Fields<'_>,
+    kind: Option<&str>,
+    input: Option<&RawValue>,
+    context: Context<'_>,
+    faults: &mut Faults,
+) {
+    let (at, operator) = (fields.pointer("input"), context.operator);
+    let missing = match kind {
+        Some("http") => "is missing; say at least which url to call",
+        Some("command") => "is missing; say at least the name of a command",
+        Some("sql") => "is missing; say at least source and statement",
+        Some("email") => "is missing; say at least to, subject and text",
+        _ => return,
+    };
+    let Some(raw) = input else {
+        fields.fault("input", missing, faults);
+        return;
+    };
+    match kind {
+        Some("http") => http_input::check(&at, raw, context.outbound, faults),
+        Some("command") => {
+            command_input::parse(&at, raw, operator.map(|operator| &operator.commands), faults);
+        }
+        Some("sql") => {
+            sql_input::parse(&at, raw, operator.map(|operator| &operator.sources), faults);
+        }
+        _ => {
+            email_input::parse(&at, raw, operator.map(|operator| operator.smtp.as_ref()), faults);
+        }
+    }
+}
+
 fn parse_kind(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<String> {
     let before = faults.clone();
     let kind = parse_name(fields, "kind", faults);
     if kind.is_none() && *faults == before {
         fields.fault("kind", "is missing; say what is to be done, as in \"http\"", faults);
-    }
-    if let Some("command" | "sql" | "email") = kind.as_deref() {
-        fields.fault("kind", format!("the kind is {NOT_YET}"), faults);
     }
     kind
 }

@@ -22,6 +22,7 @@ const LINE: &[&[&str]] = &[
     &["tenants", "secrets", "idempotency", "nodes"],
     &["telemetry", "keyfile", "receivers"],
     &["config", "db"],
+    &["operator"],
     &[
         "backoff",
         "clock",

@@ -18,6 +18,7 @@ mod events_log;
 mod execute;
 mod fairness;
 mod idempotency;
+mod kinds;
 mod lists;
 mod outage;
 mod pubsub;

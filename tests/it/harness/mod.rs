@@ -15,6 +15,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod service;
+pub(crate) mod smtp;
 pub(crate) mod spec;
 pub(crate) mod wait;
 

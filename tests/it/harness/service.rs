@@ -136,6 +136,7 @@ fn settings(url: &str) -> Config {
     config.master_key = Some(Secret::new(MASTER_KEY.to_owned()));
     config.outbound.allow_networks = vec!["127.0.0.0/8".parse().expect("a network")];
     config.shutdown_grace = GRACE;
+    config.own_program = env!("CARGO_BIN_EXE_ringback").into();
     config
 }
 
