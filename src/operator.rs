@@ -149,91 +149,90 @@ pub fn placeholder(arg: &str) -> Option<&str> {
 impl Operator {
     /// What makes no sense: the place in the file, and what to write instead.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut check = |fits: bool, text: String| {
-            if !fits {
-                faults.push(text);
-            }
-        };
-        let seconds = |value: f64| (0.001..=86_400.0).contains(&value);
+        let mut faults = Faults::default();
         for (name, command) in &self.commands {
-            let at = format!("[commands.{name}]");
-            check(
-                command.program.is_absolute(),
-                format!("{at} program must be an absolute path, as in \"/usr/bin/convert\""),
-            );
-            check(
-                command.cwd.as_ref().is_none_or(|cwd| cwd.is_absolute()),
-                format!("{at} cwd must be an absolute path"),
-            );
-            check(
-                command.timeout_s.is_none_or(seconds),
-                format!("{at} timeout_s must be from 0.001 to 86400"),
-            );
-            check(
-                (1..=output_max()).contains(&command.max_output),
-                format!("{at} max_output must be from 1 to 65536"),
-            );
-            let odd = command
-                .args
-                .iter()
-                .find(|arg| (arg.contains('{') || arg.contains('}')) && placeholder(arg).is_none());
-            check(
-                odd.is_none() || odd.is_some_and(|arg| !arg.starts_with('{')),
-                format!(
-                    "{at} args: a placeholder is an argument of its own, \"{{name}}\" of letters, digits and '_'"
-                ),
-            );
+            command.check(&format!("[commands.{name}]"), &mut faults);
         }
         for (name, source) in &self.sources {
-            let at = format!("[sources.{name}]");
-            let url = source.url.expose();
-            check(
-                url.starts_with("postgres://") || url.starts_with("postgresql://"),
-                format!("{at} url must begin with postgres://, as in postgres://reader@host:5432/database"),
-            );
-            check(
-                seconds(source.statement_timeout_s),
-                format!("{at} statement_timeout_s must be from 0.001 to 86400"),
-            );
-            check(seconds(source.lock_timeout_s), format!("{at} lock_timeout_s must be from 0.001 to 86400"));
-            check(
-                (1..=1_000_000).contains(&source.max_rows),
-                format!("{at} max_rows must be from 1 to 1000000"),
-            );
-            check(
-                (1..=bytes_max()).contains(&source.max_bytes),
-                format!("{at} max_bytes must be from 1 to {}", bytes_max()),
-            );
-            check((1..=100).contains(&source.connections), format!("{at} connections must be from 1 to 100"));
-            check(
-                source.allow_query || !source.statements.is_empty(),
-                format!("{at} has no statements; name some, or set allow_query = true"),
-            );
+            source.check(&format!("[sources.{name}]"), &mut faults);
         }
         if let Some(smtp) = &self.smtp {
-            let known = ["smtp://", "smtps://", "smtp+starttls://"];
-            check(
-                known.iter().any(|scheme| smtp.url.expose().starts_with(scheme)),
-                "[smtp] url must begin with smtp://, smtps:// or smtp+starttls://, as in smtp+starttls://user:password@host:587".to_owned(),
-            );
+            let url = smtp.url.expose();
+            let known =
+                ["smtp://", "smtps://", "smtp+starttls://"].iter().any(|scheme| url.starts_with(scheme));
+            let text =
+                "url must begin with smtp://, smtps:// or smtp+starttls://, as in smtps://user:password@host";
+            faults.check(known, "[smtp]", text);
         }
         for (name, queue) in &self.queues {
-            let at = format!("[queues.{name}]");
-            check(
-                queue.concurrency != Some(0),
-                format!("{at} concurrency must be at least 1; to stop a queue, pause it"),
-            );
-            check(
-                queue.rate_limit.is_none_or(|rate| (0.001..=100_000.0).contains(&rate.per_s)),
-                format!("{at} rate_limit.per_s must be from 0.001 to 100000"),
-            );
-            check(
-                queue.rate_limit.is_none_or(|rate| (1..=1_000_000).contains(&rate.burst())),
-                format!("{at} rate_limit.burst must be from 1 to 1000000"),
-            );
+            queue.check(&format!("[queues.{name}]"), &mut faults);
         }
-        faults
+        faults.0
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn check(&mut self, fits: bool, at: &str, text: &str) {
+        if !fits {
+            self.0.push(format!("{at} {text}"));
+        }
+    }
+}
+
+fn is_wait(seconds: f64) -> bool {
+    (0.001..=86_400.0).contains(&seconds)
+}
+
+impl CommandSpec {
+    fn check(&self, at: &str, faults: &mut Faults) {
+        let program = "program must be an absolute path, as in \"/usr/bin/convert\"";
+        faults.check(self.program.is_absolute(), at, program);
+        let cwd = self.cwd.as_ref().is_none_or(|cwd| cwd.is_absolute());
+        faults.check(cwd, at, "cwd must be an absolute path");
+        faults.check(self.timeout_s.is_none_or(is_wait), at, "timeout_s must be from 0.001 to 86400");
+        let output = (1..=output_max()).contains(&self.max_output);
+        faults.check(output, at, "max_output must be from 1 to 65536");
+        // An argument in braces that is no placeholder is a slip of the pen; braces elsewhere are the program's own.
+        let slip = |arg: &String| arg.starts_with('{') && arg.ends_with('}') && placeholder(arg).is_none();
+        let text = "args: a placeholder is an argument of its own, \"{name}\" of letters, digits and '_'";
+        faults.check(!self.args.iter().any(slip), at, text);
+    }
+}
+
+impl SourceSpec {
+    fn check(&self, at: &str, faults: &mut Faults) {
+        let url = self.url.expose();
+        let postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        faults.check(
+            postgres,
+            at,
+            "url must begin with postgres://, as in postgres://reader@host:5432/database",
+        );
+        faults.check(
+            is_wait(self.statement_timeout_s),
+            at,
+            "statement_timeout_s must be from 0.001 to 86400",
+        );
+        faults.check(is_wait(self.lock_timeout_s), at, "lock_timeout_s must be from 0.001 to 86400");
+        faults.check((1..=1_000_000).contains(&self.max_rows), at, "max_rows must be from 1 to 1000000");
+        faults.check((1..=bytes_max()).contains(&self.max_bytes), at, "max_bytes must be from 1 to 204800");
+        faults.check((1..=100).contains(&self.connections), at, "connections must be from 1 to 100");
+        let asked = self.allow_query || !self.statements.is_empty();
+        faults.check(asked, at, "has no statements; name some, or set allow_query = true");
+    }
+}
+
+impl QueueSpec {
+    fn check(&self, at: &str, faults: &mut Faults) {
+        let text = "concurrency must be at least 1; to stop a queue, pause it";
+        faults.check(self.concurrency != Some(0), at, text);
+        let per_s = self.rate_limit.is_none_or(|rate| (0.001..=100_000.0).contains(&rate.per_s));
+        faults.check(per_s, at, "rate_limit.per_s must be from 0.001 to 100000");
+        let burst = self.rate_limit.is_none_or(|rate| (1..=1_000_000).contains(&rate.burst()));
+        faults.check(burst, at, "rate_limit.burst must be from 1 to 1000000");
     }
 }
 

@@ -27,7 +27,7 @@ use crate::operator::{Operator, SourceSpec};
 /// A function of PostgreSQL takes at most this many arguments, and rows are made by one.
 const COLUMNS_MAX: usize = 100;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Asks databases.
 #[derive(Debug)]
@@ -203,11 +203,12 @@ fn execute_text(types: &[String], params: &[Box<RawValue>]) -> Result<String, St
     if types.is_empty() {
         return Ok("EXECUTE ringback_job".to_owned());
     }
-    let one = |(at, (kind, raw)): (usize, (&String, &Box<RawValue>))| {
-        sql_input::literal(raw, kind.ends_with("[]")).map_err(|text| format!("/input/params/{at}: {text}"))
-    };
-    let literals: Result<Vec<String>, String> = types.iter().zip(params).enumerate().map(one).collect();
-    Ok(format!("EXECUTE ringback_job({})", literals?.join(", ")))
+    let mut literals = Vec::with_capacity(types.len());
+    for (at, (kind, raw)) in types.iter().zip(params).enumerate() {
+        let literal = sql_input::literal(raw, kind.ends_with("[]"));
+        literals.push(literal.map_err(|text| format!("/input/params/{at}: {text}"))?);
+    }
+    Ok(format!("EXECUTE ringback_job({})", literals.join(", ")))
 }
 
 /// Whether another try is of use: the classes of SQLSTATE (PostgreSQL, appendix A) for connections, resources, conflicts

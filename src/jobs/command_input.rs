@@ -73,7 +73,7 @@ fn parse_args(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<BTreeMap<S
         };
         match text {
             Some(text) if text.len() > ARG_MAX => {
-                faults.add(member(&at, &name), "must be at most 16384 bytes")
+                faults.add(member(&at, &name), "must be at most 16384 bytes");
             }
             Some(text) if text.contains('\0') => faults.add(member(&at, &name), "must not contain a NUL"),
             Some(text) => {
@@ -179,7 +179,7 @@ mod tests {
             "/input/args/size"
         );
         assert_eq!(faults_of(r#"{"name": "rm"}"#), ["/input/name"]);
-        assert_eq!(faults_of(r#"{}"#), ["/input/name"]);
+        assert_eq!(faults_of("{}"), ["/input/name"]);
         assert_eq!(
             faults_of(
                 r#"{"name": "thumb", "args": {"size": 1, "file": "a"}, "stdin": "a", "stdin_base64": "YQ=="}"#

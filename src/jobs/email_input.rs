@@ -117,17 +117,13 @@ fn address(fields: &mut Fields<'_>, name: &'static str, faults: &mut Faults) -> 
 fn addresses(fields: &mut Fields<'_>, name: &'static str, faults: &mut Faults) -> Option<Vec<String>> {
     let raw = fields.raw(name)?;
     let at = fields.pointer(name);
-    let given: Vec<(String, String)> = match type_of(raw) {
-        "a string" => vec![(at, serde_json::from_str(raw.get()).ok()?)],
-        _ => match serde_json::from_str::<Vec<String>>(raw.get()) {
-            Ok(list) => {
-                list.into_iter().enumerate().map(|(place, text)| (format!("{at}/{place}"), text)).collect()
-            }
-            Err(_) => {
-                faults.add(at, "must be an address or a list of addresses");
-                return None;
-            }
-        },
+    let given: Vec<(String, String)> = if type_of(raw) == "a string" {
+        vec![(at, serde_json::from_str(raw.get()).ok()?)]
+    } else if let Ok(list) = serde_json::from_str::<Vec<String>>(raw.get()) {
+        list.into_iter().enumerate().map(|(place, text)| (format!("{at}/{place}"), text)).collect()
+    } else {
+        faults.add(at, "must be an address or a list of addresses");
+        return None;
     };
     for (at, text) in &given {
         if let Some(fault) = fault_of(text) {

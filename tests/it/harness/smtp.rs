@@ -49,8 +49,10 @@ impl MailServer {
         let mails = Arc::<Mutex<Vec<Mail>>>::default();
         let answers = Arc::new(Mutex::new(answers.iter().rev().copied().collect::<Vec<_>>()));
         let kept = mails.clone();
+        #[expect(clippy::disallowed_methods, reason = "it ends with the runtime of its test")]
         tokio::task::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                #[expect(clippy::disallowed_methods, reason = "it ends with the runtime of its test")]
                 tokio::task::spawn(serve(stream, kept.clone(), answers.clone()));
             }
         });
