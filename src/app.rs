@@ -24,6 +24,7 @@ use crate::deliveries::hand_off::HandOff;
 use crate::endpoints::book::EndpointBook;
 use crate::events::bells::Bells;
 use crate::executors::ExecutorTable;
+use crate::executors::sql::{Identity, SqlExecutor};
 use crate::idempotency::Running;
 use crate::jobs::queue_limit::{QueueLimit, QueueLimits, QueueRate};
 use crate::jobs::waiters::Waiters;
@@ -227,6 +228,8 @@ impl App {
         let (fresh_key, key_file) = operator_key(&config, &db).await?;
         let client = GuardedClient::new(config.outbound.clone(), Arc::new(SystemDns::default()))?;
         let supervisor = Supervisor::new();
+        let own = Identity::of(db.pool()).await.map_err(crate::db::StoreError::from)?;
+        let sql = SqlExecutor::new(config.operator.clone(), own, supervisor.tasks());
         let shared = Arc::new(Shared {
             address,
             sealer,
@@ -234,7 +237,7 @@ impl App {
             tasks: supervisor.tasks(),
             stop: supervisor.work_stop(),
             requests: tokio_util::task::TaskTracker::new(),
-            executors: ExecutorTable::new(client.clone(), &config.operator, config.own_program.clone()),
+            executors: ExecutorTable::new(client.clone(), &config.operator, config.own_program.clone(), sql),
             queue_limits: queue_limits(&config.operator),
             client,
             accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),

@@ -15,13 +15,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs the program to its end.
 #[expect(clippy::print_stderr, reason = "stderr is the program's own channel, and the service reads it")]
-pub fn run(program: &[OsString]) -> ExitCode {
+pub fn run(parent: i32, program: &[OsString]) -> ExitCode {
     let Some((program, args)) = program.split_first() else { return ExitCode::from(64) };
-    let parent = getppid();
+    // The parent is told, not asked for: it may have died before this line.
+    let is_gone = move || getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent);
+    if is_gone() {
+        return ExitCode::from(1);
+    }
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(LOOK_EVERY);
-            if getppid() != parent {
+            if is_gone() {
                 // This ends the guard as well.
                 let _ = kill_process_group(getpgrp(), Signal::KILL);
             }

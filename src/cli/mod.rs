@@ -61,6 +61,9 @@ enum Verb {
     /// Stand between the service and a job's program (started by the service, not by people)
     #[command(hide = true)]
     Guard {
+        /// The service's process
+        #[arg(long)]
+        parent: i32,
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
@@ -119,8 +122,8 @@ fn resolve(settings: Settings) -> Result<Config, Failure> {
 
 /// Runs a verb.
 pub fn run(cli: Cli) -> ExitCode {
-    if let Verb::Guard { program } = &cli.verb {
-        return guard::run(program);
+    if let Verb::Guard { parent, program } = &cli.verb {
+        return guard::run(*parent, program);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -4,8 +4,9 @@
 //! whole at the timeout, at a wish to cancel, and when the service dies: between the two stands this program once more
 //! (`ringback guard`, `cli/guard.rs`), which watches its parent. A program that leaves its group (`setsid`) is out of reach.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,10 @@ use crate::operator::{CommandSpec, Operator};
 const FAILED_FOR_GOOD: i32 = 65;
 /// What the guard ends with when the program cannot be started.
 pub const CANNOT_START: i32 = 127;
+/// For what a program wrote just before its end.
+const AFTER_THE_END: Duration = Duration::from_millis(200);
+/// A part of the result is at most so long as JSON: two of them fit into 256 KiB.
+const ESCAPED_MAX: usize = 100 * 1024;
 /// So much of stderr goes into an error's message.
 const MESSAGE_MAX: usize = 500;
 
@@ -89,7 +94,13 @@ impl CommandExecutor {
         };
         let place = spec.cwd.as_deref().or(folder.as_ref().map(|folder| folder.0.as_path()));
         let mut command = Command::new(&self.guard);
-        command.arg("guard").arg("--").arg(&spec.program).args(args);
+        command
+            .arg("guard")
+            .arg("--parent")
+            .arg(std::process::id().to_string())
+            .arg("--")
+            .arg(&spec.program)
+            .args(args);
         command.env_clear().envs(&spec.env);
         if let Some(place) = place {
             command.current_dir(place);
@@ -106,13 +117,22 @@ impl CommandExecutor {
         };
         let wait = async {
             let status = child.wait().await;
-            // Whom the program left behind goes too, or its output would have no end.
+            // Whom the program left behind goes too, or its output would have no end. Who left the group may still hold the
+            // other end of a pipe: it is not waited for.
             drop(Group(group.0.take()));
+            tokio::time::sleep(AFTER_THE_END).await;
             status
         };
-        let (status, (), stdout, stderr) =
-            tokio::join!(wait, write, keep(from, spec.max_output), keep(errors, spec.max_output));
-        Ok(Done { exit_code: status?.code(), stdout: stdout?, stderr: stderr? })
+        let (mut stdout, mut stderr) = (Output::default(), Output::default());
+        let pipes = async {
+            tokio::join!(
+                write,
+                keep(from, spec.max_output, &mut stdout),
+                keep(errors, spec.max_output, &mut stderr)
+            );
+        };
+        let status = run_to_the_end(wait, pipes).await?;
+        Ok(Done { exit_code: status.code(), stdout, stderr })
     }
 }
 
@@ -131,7 +151,7 @@ struct ScratchFolder(PathBuf);
 impl ScratchFolder {
     fn make(job: &Job) -> std::io::Result<Self> {
         let path = std::env::temp_dir().join(format!("ringback-{}-{:08x}", job.id, rand::random::<u32>()));
-        std::fs::create_dir(&path)?;
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 }
@@ -150,16 +170,23 @@ struct Output {
     truncated: bool,
 }
 
-/// Reads to the end, keeps the beginning.
-async fn keep(from: Option<impl AsyncRead + Unpin>, max: usize) -> std::io::Result<Output> {
-    let mut output = Output::default();
-    let Some(mut from) = from else { return Ok(output) };
+/// Waits for the program (with a moment for what is in its pipes), or for program and pipes, whichever is first.
+async fn run_to_the_end(
+    wait: impl Future<Output = std::io::Result<ExitStatus>>,
+    pipes: impl Future<Output = ()>,
+) -> std::io::Result<ExitStatus> {
+    let (mut wait, mut pipes) = (std::pin::pin!(wait), std::pin::pin!(pipes));
+    tokio::select! {
+        status = &mut wait => status,
+        () = &mut pipes => wait.await,
+    }
+}
+
+/// Reads to the end, keeps the beginning. A pipe that breaks has come to its end.
+async fn keep(from: Option<impl AsyncRead + Unpin>, max: usize, output: &mut Output) {
+    let Some(mut from) = from else { return };
     let mut piece = vec![0; 16 * 1024];
-    loop {
-        let read = from.read(&mut piece).await?;
-        if read == 0 {
-            return Ok(output);
-        }
+    while let Ok(read @ 1..) = from.read(&mut piece).await {
         let room = (max - output.kept.len()).min(read);
         output.kept.extend_from_slice(&piece[..room]);
         output.truncated |= room < read;
@@ -181,7 +208,7 @@ struct CommandResult<'a> {
     stdout_base64: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     stdout_truncated: bool,
-    stderr: String,
+    stderr: &'a str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     stderr_truncated: bool,
 }
@@ -190,31 +217,40 @@ impl Done {
     fn result(self) -> TryResult {
         let stderr = String::from_utf8_lossy(&self.stderr.kept).replace('\0', "\u{fffd}");
         match self.exit_code {
-            Some(0) => {
-                // PostgreSQL and many readers cannot hold a NUL in a text.
-                let text = super::text_of(&self.stdout.kept, self.stdout.truncated)
-                    .filter(|text| !text.contains('\0'));
-                let result = CommandResult {
-                    exit_code: 0,
-                    stdout: text,
-                    stdout_base64: text.is_none().then(|| BASE64_STANDARD.encode(&self.stdout.kept)),
-                    stdout_truncated: self.stdout.truncated,
-                    stderr,
-                    stderr_truncated: self.stderr.truncated,
-                };
-                TryResult::Succeeded(to_raw_value(&result).unwrap_or_else(|_| RawValue::NULL.to_owned()))
+            Some(0) => TryResult::Succeeded(self.in_json(&stderr)),
+            Some(CANNOT_START) => {
+                let text = format!("the program cannot be started: {}", tail(&stderr, MESSAGE_MAX));
+                failed(JobError::new("command", text), true)
             }
-            Some(CANNOT_START) => failed(
-                JobError::new("command", format!("the program cannot be started: {}", tail(&stderr))),
-                true,
-            ),
             Some(code) => {
-                let text = format!("the program ended with exit code {code}: {}", tail(&stderr));
+                let text = format!("the program ended with exit code {code}: {}", tail(&stderr, MESSAGE_MAX));
                 failed(JobError::new("exit_code", text), code != FAILED_FOR_GOOD)
             }
             None => failed(JobError::new("command", "the program was killed by a signal"), true),
         }
     }
+
+    fn in_json(&self, stderr: &str) -> Box<RawValue> {
+        // PostgreSQL and many readers cannot hold a NUL in a text. What grows too much by JSON's escapes is base64, too, and
+        // of stderr the end.
+        let text = super::text_of(&self.stdout.kept, self.stdout.truncated)
+            .filter(|text| !text.contains('\0') && escaped_len(text) <= ESCAPED_MAX);
+        let end = if escaped_len(stderr) > ESCAPED_MAX { tail(stderr, ESCAPED_MAX / 6) } else { stderr };
+        let result = CommandResult {
+            exit_code: 0,
+            stdout: text,
+            stdout_base64: text.is_none().then(|| BASE64_STANDARD.encode(&self.stdout.kept)),
+            stdout_truncated: self.stdout.truncated,
+            stderr: end,
+            stderr_truncated: self.stderr.truncated || end.len() < stderr.trim_end().len(),
+        };
+        to_raw_value(&result).unwrap_or_else(|_| RawValue::NULL.to_owned())
+    }
+}
+
+/// How long a text is as JSON.
+fn escaped_len(text: &str) -> usize {
+    serde_json::to_string(text).map_or(usize::MAX, |text| text.len())
 }
 
 fn failed(error: JobError, retryable: bool) -> TryResult {
@@ -222,9 +258,9 @@ fn failed(error: JobError, retryable: bool) -> TryResult {
 }
 
 /// The end of a text, where programs say what went wrong.
-fn tail(text: &str) -> &str {
+fn tail(text: &str, max: usize) -> &str {
     let text = text.trim_end();
-    let mut at = text.len().saturating_sub(MESSAGE_MAX);
+    let mut at = text.len().saturating_sub(max);
     while !text.is_char_boundary(at) {
         at += 1;
     }

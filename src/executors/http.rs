@@ -19,7 +19,8 @@ use crate::jobs::outcome::TryResult;
 use crate::jobs::{Job, JobError, http_input};
 use crate::outbound::{Answer, BodyEnd, ErrorClass, GuardedClient, OutboundRequest, SendError};
 
-/// So much of an answer's body is kept in the result, which has to stay below 256 KiB also when it is escaped.
+/// So much of an answer's body is kept in the result; what JSON's escapes make too long goes as base64, so that the result
+/// stays below 256 KiB.
 const BODY_KEPT_MAX: usize = 100 * 1024;
 
 /// Calls web services.
@@ -115,7 +116,9 @@ struct HttpResult<'a> {
 
 fn result_of(answer: &Answer) -> Box<serde_json::value::RawValue> {
     // PostgreSQL and many readers cannot hold a NUL in a text.
-    let text = text_of(&answer.body, answer.truncated).filter(|text| !text.contains('\0'));
+    let text = text_of(&answer.body, answer.truncated).filter(|text| {
+        !text.contains('\0') && serde_json::to_string(text).is_ok_and(|json| json.len() <= BODY_KEPT_MAX * 2)
+    });
     let result = HttpResult {
         status: answer.status,
         headers: headers_of(&answer.headers),

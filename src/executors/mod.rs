@@ -40,11 +40,16 @@ impl std::fmt::Debug for ExecutorTable {
 
 impl ExecutorTable {
     /// All built-in kinds, with what the operator's file gives them. `guard` is this program.
-    pub fn new(client: GuardedClient, operator: &Arc<Operator>, guard: PathBuf) -> Self {
+    pub fn new(
+        client: GuardedClient,
+        operator: &Arc<Operator>,
+        guard: PathBuf,
+        sql: sql::SqlExecutor,
+    ) -> Self {
         let executors: Vec<Box<dyn Executor>> = vec![
             Box::new(http::HttpExecutor::new(client)),
             Box::new(command::CommandExecutor::new(operator.clone(), guard)),
-            Box::new(sql::SqlExecutor::new(operator.clone())),
+            Box::new(sql),
             Box::new(email::EmailExecutor::new(operator.clone())),
         ];
         Self(Arc::new(executors.into_iter().map(|executor| (executor.kind(), executor)).collect()))

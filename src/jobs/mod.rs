@@ -38,6 +38,8 @@ use crate::receivers::RetrySpec;
 
 /// An input is at most this long, as JSON text.
 pub const INPUT_MAX_BYTES: usize = 256 * 1024;
+/// A result is at most this long, as JSON text.
+pub const RESULT_MAX_BYTES: usize = 256 * 1024;
 /// A batch has at most this many jobs.
 pub const BATCH_MAX: usize = 1000;
 

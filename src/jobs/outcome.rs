@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{EndStatus, JobError, Tries};
+use super::{EndStatus, JobError, RESULT_MAX_BYTES, Tries};
 use crate::backoff::RetryPolicy;
 
 /// A job that took its process with it this often is not handed out again.
@@ -93,6 +93,11 @@ pub enum Verdict {
 /// Judges a try. `tries` counts it already; `draw` is a sample of 0.0..=1.0 taken by the caller.
 pub fn decide(policy: &RetryPolicy, tries: Tries, result: TryResult, draw: f64) -> (TryOutcome, Verdict) {
     let (outcome, error, retryable, retry_after) = match result {
+        TryResult::Succeeded(result) if result.get().len() > RESULT_MAX_BYTES => {
+            let text =
+                format!("the result is {} bytes long; {RESULT_MAX_BYTES} are the most", result.get().len());
+            (TryOutcome::Failed, JobError::new("result_too_large", text), false, None)
+        }
         TryResult::Succeeded(result) => {
             let verdict = Verdict::End { status: EndStatus::Succeeded, result: Some(result), error: None };
             return (TryOutcome::Succeeded, verdict);
@@ -160,6 +165,18 @@ mod tests {
             decide(&RetryPolicy::JOBS, tries(1), failed(false), 0.5).1,
             Verdict::End { status: EndStatus::Failed, .. }
         ));
+    }
+
+    #[test]
+    fn a_result_beyond_the_limit_fails_the_job_by_name() {
+        let of = |length: usize| serde_json::value::to_raw_value(&"x".repeat(length)).expect("JSON");
+        let judged = |length| decide(&RetryPolicy::JOBS, tries(1), TryResult::Succeeded(of(length)), 0.5).1;
+        assert!(matches!(judged(RESULT_MAX_BYTES - 2), Verdict::End { status: EndStatus::Succeeded, .. }));
+        let Verdict::End { status: EndStatus::Failed, error: Some(error), .. } = judged(RESULT_MAX_BYTES - 1)
+        else {
+            panic!("it must fail for good")
+        };
+        assert_eq!(error.code, "result_too_large");
     }
 
     proptest! {

@@ -307,6 +307,53 @@ async fn a_source_that_may_be_written_to_is_written_to() {
     assert_eq!(deleted["result"], json!({ "columns": [], "rows": [], "row_count": 1 }), "{deleted}");
 }
 
+#[tokio::test]
+async fn a_cancelled_job_stops_its_statement() {
+    let (shop, ring) = source("").await;
+    let id = ring.submit(job("sql", ask("slow", json!([])))).await;
+    let mut own = sqlx::ConnectOptions::connect(&shop.options()).await.expect("connects");
+    let mut sleeping = async || {
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND application_name LIKE 'ringback sql%'";
+        sqlx::query_scalar::<_, i64>(count).fetch_one(&mut own).await.expect("a count")
+    };
+    eventually("the statement runs", &mut sleeping, |count| *count == 1).await;
+    ring.act(&format!("/v1/jobs/{id}/cancel")).await.expect(200);
+    assert_eq!(ring.wait_for_end(&id).await["status"], "cancelled");
+    eventually("the statement is gone", &mut sleeping, |count| *count == 0).await;
+}
+
+#[tokio::test]
+async fn more_slow_jobs_than_connections_wait_without_losing_a_try() {
+    let (_shop, ring) = source("connections = 1\nallow_query = true").await;
+    let one = job("sql", json!({ "source": "shop", "query": "SELECT pg_sleep(0.3)" }));
+    let accepted =
+        list(&ring.post("/v1/jobs/batch", json!({ "jobs": vec![one; 5] })).await.expect(202).json());
+    for job in accepted {
+        let job = ring.wait_for_end(&string(&job["id"])).await;
+        assert_eq!((&job["status"], &job["attempt"]), (&json!("succeeded"), &json!(1)), "{job}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_s_own_database_is_no_source_with_its_own_rights() {
+    let ring = Ringback::with(|config| {
+        let ringback::config::Database::External(url) = &config.database else {
+            panic!("tests name a database")
+        };
+        let file = format!(
+            "[sources.own]\nurl = \"{}\"\nallow_query = true",
+            url.expose().replace("postgres:", "postgresql:")
+        );
+        config.operator = Arc::new(toml::from_str(&file).expect("a file"));
+    })
+    .await;
+    let job =
+        end_of(&ring, "sql", json!({ "source": "own", "query": "SELECT * FROM ringback.signing_secrets" }))
+            .await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(1)));
+    assert!(string(&job["error"]["message"]).contains("own database"), "{job}");
+}
+
 async fn with_mail(answers: &[&'static str]) -> (MailServer, Ringback) {
     let server = MailServer::start(answers).await;
     let ring =
