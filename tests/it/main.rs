@@ -19,6 +19,8 @@ mod execute;
 mod fairness;
 mod idempotency;
 mod lists;
+mod nodes;
+mod order;
 mod outage;
 mod pubsub;
 mod queues;
