@@ -36,7 +36,7 @@ use crate::secrets::SecretCache;
 use crate::shared::{RunningJobs, Shared};
 use crate::supervisor::{Ending, Stage, Stop, Supervisor};
 use crate::tenants::{self, key_hash};
-use crate::wakeups::Wakeups;
+use crate::wakeups::{Here, Wakeups};
 use crate::{engine, http, keyfile};
 
 /// Accepted jobs that may wait for a commit; more callers queue up behind.
@@ -248,7 +248,10 @@ impl App {
             waiters: Waiters::default(),
             event_bells: Bells::default(),
             running_keys: Running::default(),
-            wakeups: Wakeups::default(),
+            wakeups: Wakeups::new(Here {
+                dispatcher: config.roles.dispatcher,
+                scheduler: config.roles.scheduler,
+            }),
             keys: RwLock::new(HashMap::new()),
             secrets: SecretCache::default(),
             endpoints: EndpointBook::default(),

@@ -18,7 +18,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-pub use ed25519::Ed25519Key;
+pub use ed25519::{Ed25519Key, Ed25519PublicKey};
 
 /// What every symmetric secret begins with (Standard Webhooks, "Signature scheme").
 const SECRET_PREFIX: &str = "whsec_";
@@ -213,6 +213,12 @@ pub enum SecretError {
     /// What follows `whsk_` is no Ed25519 key.
     #[error("after whsk_ a secret is the seed of an Ed25519 key, and its public key")]
     Key,
+    /// What follows `whpk_` is no public key.
+    #[error("after whpk_ a public key is the padded base64 of 32 bytes")]
+    PublicKey,
+    /// It is nothing that verifies.
+    #[error("what verifies is a secret, which begins with whsec_, or a public key, which begins with whpk_")]
+    NotToVerify,
 }
 
 /// The value of `webhook-signature`: one `v1,…` or `v1a,…` token for each live key, in the order given, single spaces
@@ -274,12 +280,82 @@ pub enum VerifyError {
     /// The message claims to come from the future.
     #[error("the timestamp is in the future")]
     TooNew,
-    /// No `v1` token was made with this secret from this message.
+    /// No token of the key's version was made with it from this message.
     #[error("no signature matches")]
     NoMatch,
 }
 
-/// Checks a received message against one secret.
+/// What a receiver holds to tell our messages from others'.
+pub trait Verifies {
+    /// The tag of the tokens that it is for.
+    fn version(&self) -> &'static str;
+    /// Whether the signature is one of this message.
+    fn accepts(&self, id: &str, timestamp: &str, body: &[u8], signature: &[u8]) -> bool;
+}
+
+impl Verifies for SigningSecret {
+    fn version(&self) -> &'static str {
+        V1
+    }
+
+    /// In constant time, and false for any length but 32 bytes.
+    fn accepts(&self, id: &str, timestamp: &str, body: &[u8], signature: &[u8]) -> bool {
+        self.mac(id, timestamp, body).verify_slice(signature).is_ok()
+    }
+}
+
+impl Verifies for Ed25519PublicKey {
+    fn version(&self) -> &'static str {
+        V1A
+    }
+
+    fn accepts(&self, id: &str, timestamp: &str, body: &[u8], signature: &[u8]) -> bool {
+        self.accepts(&[id.as_bytes(), timestamp.as_bytes(), body].join(&b'.'), signature)
+    }
+}
+
+/// A key of either kind that verifies.
+#[derive(Clone, Debug)]
+pub enum VerifyingKey {
+    /// `whsec_…`
+    Hmac(SigningSecret),
+    /// `whpk_…`, or that of a `whsk_…`
+    Ed25519(Ed25519PublicKey),
+}
+
+impl Verifies for VerifyingKey {
+    fn version(&self) -> &'static str {
+        match self {
+            Self::Hmac(secret) => secret.version(),
+            Self::Ed25519(key) => key.version(),
+        }
+    }
+
+    fn accepts(&self, id: &str, timestamp: &str, body: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Hmac(secret) => secret.accepts(id, timestamp, body, signature),
+            Self::Ed25519(key) => Verifies::accepts(key, id, timestamp, body, signature),
+        }
+    }
+}
+
+impl std::str::FromStr for VerifyingKey {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        if text.starts_with(SECRET_PREFIX) {
+            SigningSecret::parse(text).map(Self::Hmac)
+        } else if text.starts_with(ed25519::PUBLIC_PREFIX) {
+            Ed25519PublicKey::parse(text).map(Self::Ed25519)
+        } else if text.starts_with(ed25519::SECRET_PREFIX) {
+            Ed25519Key::parse(text).map(|key| Self::Ed25519(key.public()))
+        } else {
+            Err(SecretError::NotToVerify)
+        }
+    }
+}
+
+/// Checks a received message against one key.
 ///
 /// `tolerance_s` bounds the distance between `now_s` and the timestamp in both directions (the libraries of Standard
 /// Webhooks use 300). Tokens of other versions are passed over, so that a sender can add them.
@@ -287,7 +363,7 @@ pub enum VerifyError {
 /// # Errors
 /// See [`VerifyError`]; every doubt is an error.
 pub fn verify(
-    secret: &SigningSecret,
+    key: &impl Verifies,
     headers: SignedHeaders<'_>,
     body: &[u8],
     now_s: i64,
@@ -307,18 +383,16 @@ pub fn verify(
     if age_s < -i64::from(tolerance_s) {
         return Err(VerifyError::TooNew);
     }
-    let mac = secret.mac(id, timestamp, body);
     let mut is_malformed = true;
     for token in signature.split(' ').take(TOKENS_MAX) {
         let Some((version, encoded)) = token.split_once(',') else { continue };
-        if version != V1 {
+        if version != key.version() {
             is_malformed = false;
             continue;
         }
-        let Ok(digest) = BASE64.decode(encoded) else { continue };
+        let Ok(signature) = BASE64.decode(encoded) else { continue };
         is_malformed = false;
-        // Constant time, and false for any length but 32 bytes.
-        if mac.clone().verify_slice(&digest).is_ok() {
+        if key.accepts(id, timestamp, body, &signature) {
             return Ok(());
         }
     }

@@ -20,7 +20,7 @@ use self::diagnosis::{Message, diagnose};
 use super::{Failure, output};
 use crate::clock;
 use crate::secret::Secret;
-use crate::signing::SigningSecret;
+use crate::signing::VerifyingKey;
 
 /// Nothing that we send is as large; a wrong file is not read to its end.
 const INPUT_MAX_BYTES: u64 = 32 * 1024 * 1024;
@@ -33,8 +33,10 @@ Examples:
   ringback verify --id evt_… --timestamp 1764547200 --signature 'v1,…' < body.json
   ringback verify --headers headers.txt --body body.json
   ringback verify --headers headers.txt --body body.json --no-tolerance
+  ringback verify --secret whpk_… --headers headers.txt --body body.json
 
-The secret of a callback_url is at GET /v1/callback-secret, that of an endpoint at GET /v1/endpoints/{id}/secret. \
+The secret of a callback_url is at GET /v1/callback-secret, that of an endpoint at GET /v1/endpoints/{id}/secret; an \
+endpoint that signs with ed25519 (v1a) shows its public_key there, whpk_…, which verifies as well. \
 headers.txt holds lines such as \"webhook-id: evt_…\"; the output of curl -v will do. The body must be the bytes as \
 they arrived: write them to a file before anything parses them.
 
@@ -44,8 +46,8 @@ Exit codes: 0 verified, 1 not verified (the reason is said), 2 wrong usage.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Verify {
-    /// The receiver's secret
-    #[arg(long, env = "RINGBACK_SIGNING_SECRET", hide_env_values = true, value_name = "whsec_…", value_parser = parse_secret)]
+    /// The receiver's secret, or its public key (whpk_…)
+    #[arg(long, visible_alias = "public-key", env = "RINGBACK_SIGNING_SECRET", hide_env_values = true, value_name = "whsec_…", value_parser = parse_secret)]
     secret: SecretText,
     /// A file of raw header lines, in place of the next three
     #[arg(long, value_name = "FILE", conflicts_with_all = ["id", "timestamp", "signature"])]
@@ -57,7 +59,7 @@ pub struct Verify {
     #[arg(long, value_name = "SECONDS", required_unless_present = "headers")]
     timestamp: Option<String>,
     /// The header webhook-signature
-    #[arg(long, value_name = "v1,…", required_unless_present = "headers")]
+    #[arg(long, value_name = "v1,… v1a,…", required_unless_present = "headers")]
     signature: Option<String>,
     /// The body's bytes as they arrived; - is the standard input
     #[arg(long, value_name = "FILE", default_value = STDIN)]
@@ -76,7 +78,7 @@ struct SecretText(Secret<String>);
 
 /// Checks what is needed later as well, so that a wrong secret is wrong usage; the error does not repeat it.
 fn parse_secret(text: &str) -> Result<SecretText, crate::signing::SecretError> {
-    SigningSecret::parse(text.trim())?;
+    let _: VerifyingKey = text.trim().parse()?;
     Ok(SecretText(Secret::new(text.trim().to_owned())))
 }
 

@@ -91,6 +91,7 @@ fn is_transient(code: &str) -> bool {
 pub struct Db {
     pool: PgPool,
     relaxed: PgPool,
+    options: PgConnectOptions,
 }
 
 impl Db {
@@ -135,8 +136,9 @@ impl Db {
                 .connect_lazy_with(options)
         };
         Self {
-            pool: pool(options, max_connections.saturating_sub(RELAXED_CONNECTIONS).max(1)),
+            pool: pool(options.clone(), max_connections.saturating_sub(RELAXED_CONNECTIONS).max(1)),
             relaxed: pool(relaxed, RELAXED_CONNECTIONS),
+            options,
         }
     }
 
@@ -149,6 +151,16 @@ impl Db {
     /// repeats work, and nobody waits for the disk.
     pub fn relaxed(&self) -> &PgPool {
         &self.relaxed
+    }
+
+    /// A pool of one connection, beside the others, for one that is held as long as the process runs. Connects when asked.
+    pub fn lone_connection(&self) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connect_lazy_with(self.options.clone())
     }
 
     /// Begins a transaction; call it from a supervised task only.

@@ -38,7 +38,8 @@ pub struct DeliveryFilter {
 pub struct DeliveryView {
     /// Which.
     pub id: DeliveryId,
-    event_id: EventId,
+    /// What is told.
+    pub event_id: EventId,
     event_type: String,
     /// To which endpoint.
     pub endpoint_id: Option<EndpointId>,

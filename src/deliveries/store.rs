@@ -409,6 +409,15 @@ pub async fn record(db: &Db, owner: Uuid, batch: &[Record]) -> Result<Vec<bool>,
     Ok(batch.iter().map(|record| mine.contains(&record.due.id.uuid())).collect())
 }
 
+/// Where a delivery stands in line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// With which others it goes in order.
+    pub order: i64,
+    /// Behind all that have a smaller one.
+    pub position: i64,
+}
+
 /// Puts a failed delivery back, for a fresh round of tries.
 /// # Errors
 /// [`StoreError::Conflict`] when it is not failed.
@@ -416,13 +425,13 @@ pub async fn retry(
     db: &Db,
     tenant: TenantId,
     id: DeliveryId,
-    lane: i16,
     target: Uuid,
+    place: Option<Place>,
 ) -> Result<(), StoreError> {
     let done = sqlx::query(
         "-- deliveries::store::retry
-        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, attempt)
-        SELECT d.tenant_id, d.id, $3, $4, d.event_id, d.job_id, d.endpoint_id, now(), a.number
+        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, attempt, order_key, position)
+        SELECT d.tenant_id, d.id, $3, $4, d.event_id, d.job_id, d.endpoint_id, now(), a.number, $5, $6
         FROM ringback.deliveries d CROSS JOIN LATERAL (
           SELECT number, verdict FROM ringback.delivery_attempts a WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id ORDER BY number DESC LIMIT 1
         ) a
@@ -431,8 +440,10 @@ pub async fn retry(
     )
     .bind(tenant)
     .bind(id)
-    .bind(lane)
+    .bind(lane_of(tenant, target))
     .bind(target)
+    .bind(place.map(|place| place.order))
+    .bind(place.map_or(0, |place| place.position))
     .execute(db.pool())
     .await?;
     if done.rows_affected() == 0 {

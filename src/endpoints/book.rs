@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Endpoint, store};
+use crate::clock::Timestamp;
 use crate::db::Db;
 use crate::ids::{EndpointId, TenantId};
 use crate::secret::Sealer;
@@ -58,6 +59,12 @@ impl EndpointBook {
     pub fn of(&self, tenant: TenantId) -> Vec<Arc<Endpoint>> {
         let pages = self.0.read().unwrap_or_else(PoisonError::into_inner);
         pages.tenants.get(&tenant).map(|endpoints| endpoints.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Forgets those that were deleted before; whoever follows the changes has seen it long since.
+    pub fn forget_deleted(&self, before: Timestamp) {
+        let mut pages = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        pages.changes.retain(|_, endpoint| !endpoint.deleted || endpoint.updated_at >= before);
     }
 
     /// The endpoints that changed after a change number, tombstones included, in the order of the changes.

@@ -203,6 +203,30 @@ pub async fn changed_since(
     rows.iter().map(|row| read(row, sealer)).collect()
 }
 
+/// Forgets up to `limit` endpoints that were deleted so long ago, and of which neither a delivery nor anything that waits
+/// tells any more. Returns how many.
+/// # Errors
+/// [`StoreError`].
+pub async fn purge_deleted(db: &Db, age: Duration, limit: i64) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "-- endpoints::store::purge_deleted
+        WITH old AS MATERIALIZED (
+          SELECT e.tenant_id, e.id FROM ringback.endpoints e WHERE e.deleted_at < now() - $1 * interval '1 s'
+            AND NOT EXISTS (SELECT FROM ringback.deliveries d WHERE d.tenant_id = e.tenant_id AND d.endpoint_id = e.id)
+            AND NOT EXISTS (SELECT FROM ringback.delivery_queue q WHERE q.target_id = e.id)
+          ORDER BY e.deleted_at LIMIT $2
+        ), health AS (
+          DELETE FROM ringback.endpoint_health h USING old o WHERE h.tenant_id = o.tenant_id AND h.endpoint_id = o.id
+        )
+        DELETE FROM ringback.endpoints e USING old o WHERE e.tenant_id = o.tenant_id AND e.id = o.id",
+    )
+    .bind(age.as_secs_f64())
+    .bind(limit)
+    .execute(db.pool())
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// All endpoints that are not deleted, and the last change number among all.
 /// # Errors
 /// [`SecretError`].

@@ -54,7 +54,11 @@ pub async fn finish(shared: Arc<Shared>, stop: Stop) {
                 wakeups.scheduled.notify_one();
                 wakeups.jobs.notify_one();
             }
-            for finish in batch.iter().filter(|finish| finish.event.is_some()) {
+            let mut ended = batch.iter().filter(|finish| finish.event.is_some()).peekable();
+            if ended.peek().is_some() {
+                wakeups.ended.notify_elsewhere();
+            }
+            for finish in ended {
                 waiters.wake(finish.end.tenant, finish.end.job);
             }
             Ok(held)

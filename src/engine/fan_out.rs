@@ -8,9 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{jittered, pause};
 use crate::db::StoreError;
-use crate::deliveries::matched::{Matched, order_key};
+use crate::deliveries::hand_off::Created;
+use crate::deliveries::matched::{Matched, order_of};
 use crate::deliveries::{self, Due, FailedDelivery, NewDelivery};
 use crate::endpoints::expression::{EventContext, EventFacts};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
@@ -23,50 +26,97 @@ use crate::supervisor::Stop;
 const BATCH_MAX: i64 = 1000;
 /// Deliveries of one event that are made together with its number.
 const TOGETHER_MAX: usize = 1000;
-/// An idle look for events that were published by SQL.
-const POLL: Duration = Duration::from_millis(250);
+/// An idle look: for events whose bell was not heard.
+const POLL: Duration = Duration::from_secs(1);
+/// The same for a while after there was something. Of publishers in SQL who commit at the same time one rings the bell,
+/// perhaps a moment before the others have committed.
+const POLL_SOON: Duration = Duration::from_millis(100);
+const SOON_FOR: Duration = Duration::from_secs(1);
 
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
+    let mut soon_until = Instant::now();
+    let mut row = Row::default();
     loop {
-        let more = match round(&shared).await {
-            Ok(more) => more,
+        let done = match round(&shared, &mut row).await {
+            Ok(done) => done,
             Err(error) => {
                 tracing::warn!(%error, "cannot fan events out");
-                false
+                Done::default()
             }
         };
-        if more && !stop.drain.is_cancelled() {
+        if done.more && !stop.drain.is_cancelled() {
             continue;
         }
-        if !pause(&stop, Some(&shared.wakeups.events), jittered(POLL)).await {
+        if done.some {
+            soon_until = Instant::now() + SOON_FOR;
+        }
+        let poll = if Instant::now() < soon_until { POLL_SOON } else { POLL };
+        if !pause(&stop, Some(&shared.wakeups.events), jittered(poll)).await {
             return;
         }
     }
 }
 
-/// A batch, and a piece of a large fan-out. `true`: there is more to do.
-async fn round(shared: &Shared) -> Result<bool, StoreError> {
-    let mut more = false;
-    if events::store::is_waiting(&shared.db).await? {
-        let (numbered, created) = fan_out(shared).await?;
+/// Whether the batches that the dispatcher is handed follow each other without a gap.
+#[derive(Debug, Default)]
+struct Row {
+    /// The position behind the last batch of this process.
+    next: Option<i64>,
+    /// Something was numbered since that the dispatcher was not handed.
+    gap: bool,
+}
 
-        hand_over(shared, created);
-        more = numbered as i64 >= BATCH_MAX;
+impl Row {
+    /// Notes a batch that was numbered here.
+    fn note(&mut self, numbered: &[Numbered]) {
+        if let (Some(first), Some(last)) = (numbered.first(), numbered.last()) {
+            self.gap = self.gap || self.next != Some(first.position);
+            self.next = Some(last.position + 1);
+        }
+    }
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    /// There was something.
+    some: bool,
+    /// There is more.
+    more: bool,
+}
+
+/// A batch, and a piece of a large fan-out.
+async fn round(shared: &Shared, row: &mut Row) -> Result<Done, StoreError> {
+    let mut done = Done::default();
+    if events::store::is_waiting(&shared.db).await? {
+        let (numbered, created) = fan_out(shared, row).await?;
+        if !created.is_empty() {
+            row.gap = !hand_over(shared, Created { due: created, gap: row.gap });
+        }
+        done = Done { some: numbered > 0, more: numbered as i64 >= BATCH_MAX };
     }
     let (rest, created) = rest_of(shared).await?;
-    hand_over(shared, created);
-    Ok(more || rest)
+    // None of these is ordered, so it does not matter where they stand.
+    hand_over(shared, Created { due: created, gap: false });
+    Ok(Done { more: done.more || rest, ..done })
 }
 
-fn hand_over(shared: &Shared, created: Vec<Due>) {
-    if !created.is_empty() && !shared.hand_off.give(created) {
-        // The dispatcher is busy; it finds them in the database.
-        shared.wakeups.deliveries.notify_one();
+/// `false`: the dispatcher is busy, or there is none here; they are found in the database.
+fn hand_over(shared: &Shared, created: Created) -> bool {
+    if created.due.is_empty() {
+        return true;
     }
+    shared.wakeups.deliveries_elsewhere(shared.hand_off.foreign_lanes(&created.due));
+    let given = shared.hand_off.give(created);
+    if !given {
+        shared.wakeups.deliveries.notify_here();
+    }
+    given
 }
 
-async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
+/// Numbers a batch, and makes its deliveries.
+async fn fan_out(shared: &Shared, row: &mut Row) -> Result<(usize, Vec<Due>), StoreError> {
     let mut tx = shared.db.begin().await?;
     let numbered = events::store::number(&mut tx, BATCH_MAX).await?;
     refresh(shared).await?;
@@ -84,7 +134,9 @@ async fn fan_out(shared: &Shared) -> Result<(usize, Vec<Due>), StoreError> {
     write(&mut tx, &made).await?;
     events::store::add_rests(&mut tx, &rests).await?;
     tx.commit().await?;
+    row.note(&numbered);
     shared.event_bells.ring(numbered.iter().map(|event| event.tenant));
+    shared.wakeups.log_elsewhere(numbered.iter().map(|event| event.tenant.uuid()));
     Ok((numbered.len(), made.due()))
 }
 
@@ -119,7 +171,7 @@ async fn refresh(shared: &Shared) -> Result<(), StoreError> {
     match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
         Ok(false) => Ok(()),
         Ok(true) => {
-            shared.wakeups.endpoints.notify_one();
+            shared.wakeups.endpoints.notify_here();
             Ok(())
         }
         Err(crate::secrets::SecretError::Store(error)) => Err(error),
@@ -215,11 +267,8 @@ impl<'a> Plan<'a> {
         made: &mut Made,
     ) -> bool {
         let matched = deliveries::matched::matched(&endpoint.settings.subscription, context);
-        let order = match endpoint.settings.ordering {
-            DeliveryOrder::Unordered => None,
-            DeliveryOrder::ByKey => facts.and_then(|facts| facts.ordering_key.as_deref()).map(order_key),
-            DeliveryOrder::Strict => Some(0),
-        };
+        let ordering_key = facts.and_then(|facts| facts.ordering_key.as_deref());
+        let order = order_of(endpoint.settings.ordering, ordering_key);
         let delivery =
             NewDelivery { endpoint: Some(endpoint.id), order, ..self.delivery(endpoint.id.uuid()) };
         match matched {

@@ -1,11 +1,11 @@
-//! Housekeeping: partitions are made ahead, old ones dropped, old keys and positions forgotten.
+//! Housekeeping: partitions are made ahead, old ones dropped, old keys, positions and deleted endpoints forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{jittered, pause};
 use crate::db::{StoreError, partitions};
-use crate::endpoints::health_store;
+use crate::endpoints::{self, health_store};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 use crate::{events, idempotency};
@@ -33,6 +33,10 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
         tracing::info!(partition = dropped, "history that is older than the retention was dropped");
     }
     let days = i32::try_from(shared.config.retention.as_secs() / 86_400).unwrap_or(i32::MAX).max(1);
+    while endpoints::store::purge_deleted(&shared.db, shared.config.retention + DAY, PURGE_BATCH).await?
+        as i64
+        == PURGE_BATCH
+    {}
     while health_store::purge(&shared.db, days, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     for dropped in partitions::drop_old_log(&shared.db, shared.config.retention + DAY).await? {
         tracing::info!(

@@ -2,29 +2,33 @@
 //!
 //! | loop | role | woken by | at the latest |
 //! |---|---|---|---|
-//! | `heartbeat` | all | – | 1 s |
+//! | `heartbeat` | all | cancel | 1 s |
+//! | `tell_nodes` | all | bells for other nodes | – |
+//! | `hear_nodes` | all | other nodes, SQL | – |
 //! | `reap_nodes` | all | – | 1 s |
-//! | `run_jobs` | executor | accept, promote, expire | 1 s |
+//! | `run_jobs` | executor | accept, promote, expire, SQL | 1 s |
 //! | `expire_leases` | scheduler | reap | 1 s |
-//! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
-//! | `fan_out` | dispatcher | finish, publish | 0.25 s |
+//! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
+//! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
 //! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
-//! | `wake_waiters` | api | – | 0.5 s, if someone waits |
+//! | `wake_waiters` | api | ends in other nodes | 1 s, if someone waits |
 //! | `refresh_keys` | api | – | 1 s |
 //! | `maintain` | scheduler | – | 10 min |
 //!
-//! Called by `app`, which hands them to the supervisor. Knows no HTTP.
+//! Most bells ring in other nodes as well (`wakeups`). Called by `app`, which hands them to the supervisor. Knows no HTTP.
 
 pub mod batches;
 pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
+pub mod hear_nodes;
 pub mod heartbeat;
 pub mod maintain;
 pub mod promote_due;
 pub mod reap_nodes;
 pub mod refresh_keys;
 pub mod run_jobs;
+pub mod tell_nodes;
 pub mod wake_waiters;
 
 use std::sync::Arc;
@@ -32,6 +36,7 @@ use std::time::Duration;
 
 use crate::shared::Shared;
 use crate::supervisor::{Stage, Stop, Supervisor};
+use crate::wakeups::Bell;
 
 /// Starts all loops of this process's roles.
 pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
@@ -46,6 +51,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     }
     let roles = shared.config.roles;
     start!(Base, heartbeat);
+    start!(Base, tell_nodes);
     // Two flushers each: while one batch's commit is in flight, the next one forms and goes.
     for _ in 0..2 {
         start!(Base, "accept", batches::accept);
@@ -53,6 +59,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
         start!(Base, "finish", batches::finish);
         start!(Base, "record", batches::record);
     }
+    start!(Work, hear_nodes);
     start!(Work, reap_nodes);
     if roles.api {
         start!(Work, refresh_keys);
@@ -73,7 +80,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
 }
 
 /// Waits for the bell or for the time, whichever comes first. `false`: it is time to stop.
-async fn pause(stop: &Stop, bell: Option<&tokio::sync::Notify>, at_most: Duration) -> bool {
+async fn pause(stop: &Stop, bell: Option<&Bell>, at_most: Duration) -> bool {
     let rung = async {
         match bell {
             Some(bell) => bell.notified().await,

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pause;
+use super::{jittered, pause};
 use crate::jobs::store;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
-/// Another process may have scheduled something earlier than what we sleep for.
-const AT_LATEST: Duration = Duration::from_secs(5);
+/// Another process may have scheduled something earlier than what we sleep for, and its word may be lost.
+const AT_LATEST: Duration = Duration::from_secs(1);
 const BATCH_MAX: i64 = 1000;
 
 /// The loop.
@@ -23,8 +23,8 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                 if moved == BATCH_MAX {
                     Duration::ZERO
                 } else {
-                    next_s
-                        .map_or(AT_LATEST, |next_s| Duration::from_secs_f64(next_s.max(0.001)).min(AT_LATEST))
+                    let poll = jittered(AT_LATEST);
+                    next_s.map_or(poll, |next_s| Duration::from_secs_f64(next_s.max(0.001)).min(poll))
                 }
             }
             Err(error) => {

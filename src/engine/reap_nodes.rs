@@ -16,7 +16,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                     tracing::warn!(node = name, "node {name} is gone; its work is taken over");
                 }
                 if !dead.is_empty() {
-                    shared.wakeups.deliveries.notify_one();
+                    shared.wakeups.lanes.notify_one();
                     shared.wakeups.leases.notify_one();
                 }
             }

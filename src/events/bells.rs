@@ -1,8 +1,8 @@
 //! Who waits for new events of a tenant: long polls and streams.
 //!
-//! Called by those who wait, and by `engine::fan_out` of the same process, which rings after it has given positions.
-//! Holds no event: who is woken reads the log. An event that another process numbers rings no bell here, so who waits
-//! looks by itself from time to time as well.
+//! Called by those who wait, by `engine::fan_out`, which rings after it has given positions, and by `engine::hear_nodes`
+//! when another process has. Holds no event: who is woken reads the log. What another process tells may be lost, so who
+//! waits looks by itself from time to time as well.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +37,13 @@ impl Bells {
         let (bell, count) = bells.entry(tenant).or_default();
         *count += 1;
         Listener { bells: self.clone(), tenant, bell: bell.clone() }
+    }
+
+    /// Wakes all who wait for anybody's events.
+    pub fn ring_all(&self) {
+        for (bell, _) in self.lock().values() {
+            bell.notify_waiters();
+        }
     }
 
     /// Wakes all who wait for these tenants; each tenant may come many times in a row.

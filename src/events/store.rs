@@ -3,7 +3,7 @@
 //! Called by `jobs::finish` (append), `engine::fan_out` (number) and `engine::maintain` (forget). Publishing stands in
 //! `publish_store`, reading in `read_store`.
 //!
-//! Invariant: positions are given after commit, by one transaction at a time, without gaps.
+//! Invariant: positions are given after commit, by one transaction at a time, so nothing becomes visible behind a cursor.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -86,12 +86,12 @@ pub async fn number(tx: &mut Tx, limit: i64) -> Result<Vec<Numbered>, StoreError
           SELECT tenant_id, greatest(1, ceil($1::float8 / count(*) OVER ()))::int8 AS share FROM tenants
         ), picked AS MATERIALIZED (
           SELECT p.at FROM shares s CROSS JOIN LATERAL (
-            SELECT i.ctid AS at FROM ringback.event_inbox i WHERE i.tenant_id = s.tenant_id ORDER BY i.event_id LIMIT s.share FOR UPDATE
+            SELECT i.ctid AS at FROM ringback.event_inbox i WHERE i.tenant_id = s.tenant_id ORDER BY i.txid, i.event_id LIMIT s.share FOR UPDATE
           ) p
         ), taken AS (
           DELETE FROM ringback.event_inbox WHERE ctid = ANY(ARRAY(SELECT at FROM picked)) RETURNING *
         ), numbered AS MATERIALIZED (
-          SELECT t.*, s.last + row_number() OVER (ORDER BY t.event_id) AS position FROM taken t CROSS JOIN sequence s
+          SELECT t.*, s.last + row_number() OVER (ORDER BY t.txid, t.event_id) AS position FROM taken t CROSS JOIN sequence s
         ), logged AS (
           INSERT INTO ringback.event_log (tenant_id, position, event_id, type) SELECT tenant_id, position, event_id, type FROM numbered
         ), moved AS (
@@ -113,6 +113,15 @@ pub async fn number(tx: &mut Tx, limit: i64) -> Result<Vec<Numbered>, StoreError
         },
     };
     Ok(rows.iter().map(read).collect())
+}
+
+/// Takes a position that no event has: behind all that have one, before all that are still to get one.
+/// # Errors
+/// [`StoreError`].
+pub async fn take_position(db: &Db) -> Result<i64, StoreError> {
+    let sql =
+        "-- events::store::take_position\nUPDATE ringback.event_sequence SET last = last + 1 RETURNING last";
+    Ok(sqlx::query_scalar(sql).fetch_one(db.pool()).await?)
 }
 
 /// Is there an event without a position? A look that takes no lock.

@@ -6,11 +6,13 @@ use super::extract::{self, Query};
 use super::problem::ApiError;
 use super::{ListLink, list_answer};
 use crate::db::StoreError;
+use crate::deliveries::matched::order_of;
 use crate::deliveries::read_store::{self, DeliveryFilter};
-use crate::deliveries::{DeliveryStatus, lane_of, store};
-use crate::endpoints::EndpointStatus;
-use crate::events::CallbackRef;
-use crate::ids::{DeliveryId, EndpointId, EventId, JobId};
+use crate::deliveries::store::Place;
+use crate::deliveries::{DeliveryStatus, store};
+use crate::endpoints::{DeliveryOrder, EndpointStatus};
+use crate::events::{self, CallbackRef};
+use crate::ids::{DeliveryId, EndpointId, EventId, JobId, TenantId};
 use crate::shared::Shared;
 use crate::tenants::Scope;
 
@@ -54,31 +56,50 @@ pub async fn retry(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ht
     let caller = extract::caller(&request, &shared, &Scope::DeliveriesRetry)?;
     Query::of(&request).finish()?;
     let (id, tenant): (DeliveryId, _) = (extract::id(&request)?, caller.tenant);
-    let (db, for_task) = (shared.db.clone(), shared.clone());
+    let for_task = shared.clone();
     let detail = shared
         .tasks
         .run(async move {
-            let found = read_store::get(&db, tenant, id).await?;
-            let gone = || StoreError::Conflict("the receiver of this delivery is gone".to_owned());
-            let target = match (found.delivery.endpoint_id, found.delivery.job_id, &found.delivery.url) {
+            let db = &for_task.db;
+            let found = read_store::get(db, tenant, id).await?.delivery;
+            let (target, place) = match (found.endpoint_id, found.job_id, &found.url) {
                 (Some(endpoint), _, _) => {
-                    for_task.endpoints.refresh(&db, &for_task.sealer).await?;
-                    let known = for_task.endpoints.get(tenant, endpoint).ok_or_else(gone)?;
-                    if known.settings.status == EndpointStatus::Disabled {
-                        return Err(StoreError::Conflict(
-                            "the endpoint of this delivery is disabled".to_owned(),
-                        )
-                        .into());
-                    }
-                    endpoint.uuid()
+                    (endpoint.uuid(), place_in_line(&for_task, (tenant, endpoint), found.event_id).await?)
                 }
-                (None, Some(job), Some(url)) => CallbackRef::new(tenant, job, url).target,
+                (None, Some(job), Some(url)) => (CallbackRef::new(tenant, job, url).target, None),
                 _ => return Err(gone().into()),
             };
-            store::retry(&db, tenant, id, lane_of(tenant, target), target).await?;
-            Ok::<_, ApiError>(read_store::get(&db, tenant, id).await?)
+            store::retry(db, tenant, id, target, place).await?;
+            Ok::<_, ApiError>(read_store::get(db, tenant, id).await?)
         })
         .await??;
     shared.wakeups.deliveries.notify_one();
     Ok(HttpResponse::Ok().json(detail))
+}
+
+/// Where a delivery that is sent again stands in line, if its endpoint wants an order. Its turn came and went, so it
+/// gets a new one: behind all that was published up to now, before all that will be.
+async fn place_in_line(
+    shared: &Shared,
+    (tenant, endpoint): (TenantId, EndpointId),
+    event: EventId,
+) -> Result<Option<Place>, ApiError> {
+    shared.endpoints.refresh(&shared.db, &shared.sealer).await?;
+    let known = shared.endpoints.get(tenant, endpoint).ok_or_else(gone)?;
+    if known.settings.status == EndpointStatus::Disabled {
+        return Err(StoreError::Conflict("the endpoint of this delivery is disabled".to_owned()).into());
+    }
+    if known.settings.ordering == DeliveryOrder::Unordered {
+        return Ok(None);
+    }
+    let event = events::read_store::get(&shared.db, tenant, event).await?;
+    let Some(order) = order_of(known.settings.ordering, event.ordering_key.as_deref()) else {
+        return Ok(None);
+    };
+    let position = events::store::take_position(&shared.db).await?;
+    Ok(Some(Place { order, position }))
+}
+
+fn gone() -> StoreError {
+    StoreError::Conflict("the receiver of this delivery is gone".to_owned())
 }

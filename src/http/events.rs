@@ -82,7 +82,7 @@ async fn wait_for_events(
         if !page.at_end {
             continue;
         }
-        let look_again = now + Duration::from_millis(rand::random_range(500..=1000));
+        let look_again = now + Duration::from_millis(rand::random_range(850..=1150));
         tokio::select! {
             () = rung => {}
             () = tokio::time::sleep_until(until.min(look_again)) => {}

@@ -138,9 +138,13 @@ pub async fn cancel(request: HttpRequest, shared: web::Data<Shared>) -> Result<H
     match outcome {
         CancelOutcome::Cancelled => {
             shared.waiters.wake(tenant, id);
+            shared.wakeups.ended.notify_elsewhere();
             shared.wakeups.events.notify_one();
         }
-        CancelOutcome::Requested => shared.running_jobs.cancel(tenant, id),
+        CancelOutcome::Requested => {
+            shared.running_jobs.cancel(tenant, id);
+            shared.wakeups.cancels.notify_elsewhere();
+        }
     }
     Ok(one(&wait_for_end(&shared, tenant, id, Duration::ZERO).await?))
 }

@@ -2,10 +2,11 @@
 //!
 //! A node holds a session advisory lock while it lives; PostgreSQL frees it the moment the process dies, so a restart
 //! takes over within seconds. A node that cannot be heard at all is given up when its row expires. Called by
-//! `engine::heartbeat` and `engine::reap_nodes`.
+//! `engine::heartbeat` and `engine::reap_nodes`. What nodes tell each other goes by `call_store`.
 //!
 //! Invariant: a node that was declared dead owns no lane, and nothing that it still writes counts.
 
+pub mod call_store;
 pub mod store;
 
 use std::time::Duration;

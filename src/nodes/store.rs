@@ -1,28 +1,31 @@
 //! The SQL of nodes and lanes.
 
+use std::time::Duration;
+
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{EXPIRY, LANES, Node, QUIET};
 use crate::db::{Db, StoreError};
 
-/// Says that the node lives; writes its row where it is missing.
+/// Says that the node lives; writes its row where it is missing. Answers how many other nodes there are.
 /// # Errors
 /// [`StoreError`].
-pub async fn heartbeat(db: &Db, node: &Node) -> Result<(), StoreError> {
-    sqlx::query(
+pub async fn heartbeat(db: &Db, node: &Node) -> Result<i64, StoreError> {
+    let others = sqlx::query_scalar(
         "-- nodes::store::heartbeat
         INSERT INTO ringback.nodes AS n (id, name, lock_key, expires_at, dispatcher) VALUES ($1, $2, $3, now() + $4 * interval '1 s', $5)
-        ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at",
+        ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at
+        RETURNING (SELECT count(*) FROM ringback.nodes WHERE id <> $1)",
     )
     .bind(node.id)
     .bind(&node.name)
     .bind(node.lock_key())
     .bind(EXPIRY.as_secs_f64())
     .bind(node.dispatcher)
-    .execute(db.relaxed())
+    .fetch_one(db.relaxed())
     .await?;
-    Ok(())
+    Ok(others)
 }
 
 /// A connection that holds the presence lock as long as it lives.
@@ -69,7 +72,7 @@ pub async fn reap(db: &Db, node: &Node) -> Result<Vec<String>, StoreError> {
         ), dead AS MATERIALIZED (
           SELECT id FROM silent WHERE expired OR pg_try_advisory_xact_lock(lock_key)
         ), freed AS (
-          UPDATE ringback.lanes SET owner = NULL WHERE owner IN (SELECT id FROM dead)
+          UPDATE ringback.lanes SET owner = NULL, freed_at = now() WHERE owner IN (SELECT id FROM dead)
         )
         DELETE FROM ringback.nodes WHERE id IN (SELECT id FROM dead) RETURNING name",
     )
@@ -84,13 +87,14 @@ pub async fn reap(db: &Db, node: &Node) -> Result<Vec<String>, StoreError> {
 /// The lanes of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
-    /// Those it owns.
-    pub lanes: Vec<i16>,
+    /// Those it owns, each with the time since another node, or an earlier run of this one, may have called its
+    /// receivers; `None`: nobody ever has.
+    pub lanes: Vec<(i16, Option<Duration>)>,
     /// How many it should own, so that all dispatchers have about the same number.
     pub share: usize,
 }
 
-/// Takes lanes that nobody owns, up to this node's share.
+/// Takes lanes that nobody owns, up to this node's share; none if it is not on record, or retires.
 /// # Errors
 /// [`StoreError`].
 pub async fn take_lanes(db: &Db, node: &Node) -> Result<Holding, StoreError> {
@@ -99,8 +103,10 @@ pub async fn take_lanes(db: &Db, node: &Node) -> Result<Holding, StoreError> {
         WITH share AS MATERIALIZED (
           SELECT ceil($2::float8 / greatest(1, count(*)))::int8 AS lanes FROM ringback.nodes WHERE dispatcher
         ), taken AS (
-          UPDATE ringback.lanes SET owner = $1, epoch = epoch + 1 WHERE lane IN (
-            SELECT lane FROM ringback.lanes WHERE owner IS NULL OR owner NOT IN (SELECT id FROM ringback.nodes)
+          -- An owner that is not on record left at the latest now.
+          UPDATE ringback.lanes SET owner = $1, epoch = epoch + 1, freed_at = CASE WHEN owner IS NULL THEN freed_at ELSE now() END WHERE lane IN (
+            SELECT lane FROM ringback.lanes WHERE (owner IS NULL OR owner NOT IN (SELECT id FROM ringback.nodes))
+              AND EXISTS (SELECT FROM ringback.nodes WHERE id = $1 AND dispatcher)
             ORDER BY lane
             LIMIT greatest(0, (SELECT lanes FROM share) - (SELECT count(*) FROM ringback.lanes WHERE owner = $1))
             FOR UPDATE SKIP LOCKED
@@ -112,12 +118,18 @@ pub async fn take_lanes(db: &Db, node: &Node) -> Result<Holding, StoreError> {
     .bind(f64::from(LANES))
     .fetch_one(db.pool())
     .await?;
-    let lanes = sqlx::query_scalar(
-        "-- nodes::store::lanes\nSELECT lane FROM ringback.lanes WHERE owner = $1 ORDER BY lane",
+    let rows = sqlx::query(
+        "-- nodes::store::lanes
+        SELECT lane, extract(epoch FROM now() - freed_at)::float8 AS quiet_s FROM ringback.lanes WHERE owner = $1 ORDER BY lane",
     )
     .bind(node.id)
     .fetch_all(db.pool())
     .await?;
+    let quiet = |row: &sqlx::postgres::PgRow| {
+        let quiet_s: Option<f64> = row.get("quiet_s");
+        quiet_s.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+    };
+    let lanes = rows.iter().map(|row| (row.get("lane"), quiet(row))).collect();
     Ok(Holding { lanes, share: usize::try_from(share).unwrap_or(0) })
 }
 
@@ -127,12 +139,23 @@ pub async fn take_lanes(db: &Db, node: &Node) -> Result<Holding, StoreError> {
 pub async fn release_lanes(db: &Db, node: &Node, lanes: &[i16]) -> Result<(), StoreError> {
     sqlx::query(
         "-- nodes::store::release_lanes
-        UPDATE ringback.lanes SET owner = NULL, epoch = epoch + 1 WHERE owner = $1 AND lane = ANY($2)",
+        UPDATE ringback.lanes SET owner = NULL, epoch = epoch + 1, freed_at = clock_timestamp() WHERE owner = $1 AND lane = ANY($2)",
     )
     .bind(node.id)
     .bind(lanes)
     .execute(db.pool())
     .await?;
+    Ok(())
+}
+
+/// Says that the node takes no lane any more; the share of the others grows at once.
+/// # Errors
+/// [`StoreError`].
+pub async fn retire(db: &Db, node: &Node) -> Result<(), StoreError> {
+    sqlx::query("-- nodes::store::retire\nUPDATE ringback.nodes SET dispatcher = false WHERE id = $1")
+        .bind(node.id)
+        .execute(db.pool())
+        .await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
 use super::SecretError;
@@ -18,8 +18,9 @@ use super::SecretError;
 /// What every secret key begins with.
 pub(super) const SECRET_PREFIX: &str = "whsk_";
 /// What every public key begins with.
-const PUBLIC_PREFIX: &str = "whpk_";
+pub(super) const PUBLIC_PREFIX: &str = "whpk_";
 const SEED_LEN: usize = 32;
+const PUBLIC_LEN: usize = 32;
 
 /// An Ed25519 key pair, made ready once.
 #[derive(Clone)]
@@ -54,9 +55,36 @@ impl Ed25519Key {
         format!("{PUBLIC_PREFIX}{}", BASE64.encode(self.pair.public_key()))
     }
 
+    /// The half that verifies.
+    pub fn public(&self) -> Ed25519PublicKey {
+        let mut bytes = [0; PUBLIC_LEN];
+        bytes.copy_from_slice(self.pair.public_key().as_ref());
+        Ed25519PublicKey(bytes)
+    }
+
     /// The 64 bytes of a signature.
     pub(super) fn sign(&self, message: &[u8]) -> impl AsRef<[u8]> + use<> {
         self.pair.sign(message)
+    }
+}
+
+/// The public half of a key: it verifies, and cannot sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ed25519PublicKey([u8; PUBLIC_LEN]);
+
+impl Ed25519PublicKey {
+    /// Reads `whpk_` and the padded base64 of 32 bytes.
+    /// # Errors
+    /// Anything else.
+    pub fn parse(text: &str) -> Result<Self, SecretError> {
+        let encoded = text.strip_prefix(PUBLIC_PREFIX).ok_or(SecretError::Prefix)?;
+        let bytes = BASE64.decode(encoded).map_err(|_| SecretError::PublicKey)?;
+        bytes.try_into().map(Self).map_err(|_| SecretError::PublicKey)
+    }
+
+    /// Whether the signature was made of this message with the other half.
+    pub(super) fn accepts(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0).verify(message, signature).is_ok()
     }
 }
 

@@ -275,3 +275,18 @@ proptest! {
 fn since_epoch() -> std::time::Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970")
 }
+
+#[test]
+fn a_public_key_is_read_from_either_half_and_from_nothing_else() {
+    let key = Ed25519Key::from_random([3; 32]);
+    let header = sign(&[SigningKey::Ed25519(key.clone())], "evt_1", 7, b"body");
+    let headers = SignedHeaders { id: Some("evt_1"), timestamp: Some("7"), signature: Some(&header) };
+    for text in [key.public_key(), key.to_string()] {
+        let verifying: VerifyingKey = text.parse().expect("a key");
+        assert_eq!(verify(&verifying, headers, b"body", 7, 0), Ok(()));
+        assert_eq!(verify(&verifying, headers, b"bodx", 7, 0), Err(VerifyError::NoMatch));
+    }
+    for text in ["whpk_", "whpk_AAAA", "whpk_!", "whsk_AAAA", "whsec_AAAA", "", "whpk"] {
+        assert!(text.parse::<VerifyingKey>().is_err(), "{text}");
+    }
+}

@@ -20,6 +20,8 @@ mod fairness;
 mod idempotency;
 mod kinds;
 mod lists;
+mod nodes;
+mod order;
 mod outage;
 mod pubsub;
 mod queues;

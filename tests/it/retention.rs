@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use ringback::db::{Db, partitions};
+use ringback::endpoints;
 use ringback::events::store;
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -88,5 +89,30 @@ async fn a_dedup_key_is_kept_for_a_day_and_one_that_is_taken_over_is_not_waited_
     open.rollback().await.expect("rolled back");
     assert_eq!(store::purge_dedup(&db, 4).await.expect("purged"), 1);
     assert_eq!(count(&db, "event_dedup").await, 24);
+    db.close().await;
+}
+
+#[tokio::test]
+async fn a_deleted_endpoint_is_forgotten_when_nothing_tells_of_it_any_more() {
+    let database = database().await;
+    let db = Db::new(database.options(), 5);
+    let rows = "INSERT INTO ringback.endpoints (tenant_id, id, change, url, status, deleted_at)
+        SELECT gen_random_uuid(), ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, n, '', 1, CASE WHEN n > 1 THEN now() - n * interval '1 day' END
+        FROM generate_series(1, 30) AS n;
+        INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, endpoint_id)
+        SELECT tenant_id, ringback.uuid_v7(), id, 'a', id FROM ringback.endpoints WHERE change = 20;
+        INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, endpoint_id, due_at)
+        SELECT tenant_id, ringback.uuid_v7(), 0, id, id, id, now() FROM ringback.endpoints WHERE change = 21;
+        INSERT INTO ringback.endpoint_health (tenant_id, endpoint_id) SELECT tenant_id, id FROM ringback.endpoints";
+    db.pool().execute(rows).await.expect("rows");
+
+    let mut forgotten = Vec::new();
+    while let count @ 1.. = endpoints::store::purge_deleted(&db, WEEK, 10).await.expect("purged") {
+        forgotten.push(count);
+    }
+
+    assert_eq!(forgotten.iter().sum::<u64>(), 22, "of 24 that are old two are told of: {forgotten:?}");
+    assert_eq!(count(&db, "endpoints").await, 8);
+    assert_eq!(count(&db, "endpoint_health").await, 8);
     db.close().await;
 }

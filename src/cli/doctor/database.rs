@@ -66,7 +66,9 @@ async fn examine_schema(db: &Db, config: &Config, report: &mut Report) {
     let tables = facts::hot_tables(db).await;
     if let (Ok(nodes), Ok(counts), Ok(tables)) = (&nodes, &counts, &tables) {
         report.add(backlog(counts, tables));
-        report.add(workers(nodes, counts.iter().any(|(_, count)| *count > 0)));
+        // A dedup_key is remembered, and no work.
+        let waits = |(table, count): &(&str, i64)| *table != "event_dedup" && *count > 0;
+        report.add(workers(nodes, counts.iter().any(waits)));
         report.add(dead_rows(tables));
     } else {
         let errors = [nodes.err(), counts.err(), tables.err()];
@@ -295,11 +297,12 @@ fn backlog(counts: &[(&'static str, i64)], tables: &[HotTable]) -> Check {
     Check::ok(
         "backlog",
         format!(
-            "jobs ready {}, scheduled {}, running {}; events to fan out {}; deliveries waiting {}",
+            "jobs ready {}, scheduled {}, running {}; events to fan out {}, half done {}; deliveries waiting {}",
             shown("job_ready"),
             shown("job_scheduled"),
             shown("job_leases"),
             shown("event_inbox"),
+            shown("fan_out_rest"),
             shown("delivery_queue"),
         ),
     )

@@ -8,12 +8,14 @@
 use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::variants::variants;
-use crate::signing::{SignedHeaders, SigningSecret, VerifyError, verify};
+use crate::signing::{SignedHeaders, SigningSecret, Verifies, VerifyError, VerifyingKey, verify};
 
 /// From about this number on a timestamp is in milliseconds: as seconds it would be the year 5138.
 const SECONDS_MAX: i64 = 100_000_000_000;
 /// An HMAC-SHA256 has 32 bytes.
 const DIGEST_BYTES: usize = 32;
+/// A signature by Ed25519.
+const SIGNATURE_BYTES: usize = 64;
 
 const NO_MATCH: &str = "no signature matches, and none does with the changes that frameworks usually make to a body. So either\n\
     \x20 the secret is another one: of another endpoint, another tenant, or from before a rotation\n\
@@ -35,15 +37,15 @@ pub(super) struct Message<'a> {
 }
 
 impl Message<'_> {
-    fn check(&self, secret: &SigningSecret, now_s: i64, tolerance_s: u32) -> Result<(), VerifyError> {
+    fn check(&self, key: &impl Verifies, now_s: i64, tolerance_s: u32) -> Result<(), VerifyError> {
         let headers = SignedHeaders { id: self.id, timestamp: self.timestamp, signature: self.signature };
-        verify(secret, headers, self.body, now_s, tolerance_s)
+        verify(key, headers, self.body, now_s, tolerance_s)
     }
 
-    /// Whether it was signed with the secret, whenever that was.
-    fn is_signed_with(&self, secret: &SigningSecret) -> bool {
+    /// Whether it was signed with the key, whenever that was.
+    fn is_signed_with(&self, key: &impl Verifies) -> bool {
         let signed_at_s = self.timestamp.and_then(|text| text.parse().ok()).unwrap_or_default();
-        self.check(secret, signed_at_s, u32::MAX).is_ok()
+        self.check(key, signed_at_s, u32::MAX).is_ok()
     }
 }
 
@@ -56,26 +58,26 @@ pub(super) fn diagnose(
     now_s: i64,
     tolerance_s: u32,
 ) -> Result<(), Vec<String>> {
-    let secret = SigningSecret::parse(secret_text).map_err(|error| vec![format!("the secret: {error}")])?;
-    let Err(error) = message.check(&secret, now_s, tolerance_s) else { return Ok(()) };
+    let key: VerifyingKey = secret_text.parse().map_err(|error| vec![format!("the secret: {error}")])?;
+    let Err(error) = message.check(&key, now_s, tolerance_s) else { return Ok(()) };
     Err(match error {
         VerifyError::Missing(name) => vec![format!(
             "the header {name} is missing; did a proxy or a framework drop it, or is its name spelled otherwise?"
         )],
         VerifyError::Malformed("webhook-id") => vec!["the header webhook-id is empty".to_owned()],
         VerifyError::Malformed("webhook-timestamp") => vec![about_timestamp(message.timestamp)],
-        VerifyError::Malformed(_) => vec![about_signature(message.signature)],
+        VerifyError::Malformed(_) => vec![about_signature(message.signature, &key)],
         VerifyError::TooOld | VerifyError::TooNew => {
             let mut reasons = vec![about_age(message.timestamp, now_s, tolerance_s)];
-            reasons.push(if message.is_signed_with(&secret) {
+            reasons.push(if message.is_signed_with(&key) {
                 "The signature itself matches: for a message that was kept, --no-tolerance accepts any time"
                     .to_owned()
             } else {
-                format!("Besides, {}", about_mismatch(secret_text, &secret, message))
+                format!("Besides, {}", about_mismatch(secret_text, &key, message))
             });
             reasons
         }
-        VerifyError::NoMatch => vec![about_mismatch(secret_text, &secret, message)],
+        VerifyError::NoMatch => vec![about_mismatch(secret_text, &key, message)],
     })
 }
 
@@ -129,20 +131,26 @@ fn seconds(count: i64) -> String {
     }
 }
 
-fn about_signature(text: Option<&str>) -> String {
+fn about_signature(text: Option<&str>, key: &VerifyingKey) -> String {
     let text = text.unwrap_or_default().trim();
-    let wanted =
-        "it must be v1, and the base64 of 32 bytes; several are separated by spaces. Give the header whole";
-    let is_digest = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == DIGEST_BYTES);
-    let bare = text.strip_prefix("v1,").unwrap_or(text);
+    let version = key.version();
+    let length = match key {
+        VerifyingKey::Hmac(_) => DIGEST_BYTES,
+        VerifyingKey::Ed25519(_) => SIGNATURE_BYTES,
+    };
+    let wanted = format!(
+        "it must be {version}, and the base64 of {length} bytes; several are separated by spaces. Give the header whole"
+    );
+    let is_bare = |text: &str| BASE64_STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == length);
+    let bare = text.strip_prefix(version).and_then(|rest| rest.strip_prefix(',')).unwrap_or(text);
     let hint = if text.is_empty() {
         "it is empty"
-    } else if is_digest(text) {
-        "the version at its beginning, v1, and a comma, is missing"
-    } else if bare.len() == 2 * DIGEST_BYTES && bare.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    } else if is_bare(text) {
+        &format!("the version at its beginning, {version}, and a comma, is missing")
+    } else if bare.len() == 2 * length && bare.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         "it is in hexadecimal digits, and Standard Webhooks has base64"
-    } else if text.contains("v1=") {
-        "a comma stands after v1, not an equals sign"
+    } else if text.contains(&format!("{version}=")) {
+        &format!("a comma stands after {version}, not an equals sign")
     } else if text.contains(", ") || text.contains(';') {
         "several signatures are separated by single spaces"
     } else {
@@ -152,14 +160,14 @@ fn about_signature(text: Option<&str>) -> String {
 }
 
 /// Tries what usually goes wrong.
-fn about_mismatch(secret_text: &str, secret: &SigningSecret, message: Message<'_>) -> String {
+fn about_mismatch(secret_text: &str, key: &VerifyingKey, message: Message<'_>) -> String {
     for variant in variants(message.body) {
-        if (Message { body: &variant.body, ..message }).is_signed_with(secret) {
+        if (Message { body: &variant.body, ..message }).is_signed_with(key) {
             return variant.lesson.to_owned();
         }
     }
     let (id, timestamp) = (message.id.map(str::trim), message.timestamp.map(str::trim));
-    if (Message { id, timestamp, ..message }).is_signed_with(secret) {
+    if (Message { id, timestamp, ..message }).is_signed_with(key) {
         return "the signature matches when the white space around webhook-id is removed".to_owned();
     }
     let encoded = secret_text.trim_start_matches("whsec_");
@@ -171,9 +179,14 @@ fn about_mismatch(secret_text: &str, secret: &SigningSecret, message: Message<'_
                 .to_owned();
         }
     }
-    if tokens(message.signature).all(|version| version != "v1") {
-        return "webhook-signature holds no v1 token: this endpoint signs with ed25519 (v1a), which its public key verifies"
-            .to_owned();
+    if tokens(message.signature).all(|version| version != key.version()) {
+        return match key {
+            VerifyingKey::Hmac(_) => "webhook-signature holds no v1 token: this endpoint signs with ed25519 (v1a), which its public key verifies: \
+                 --secret whpk_…, from GET /v1/endpoints/{id}/secret",
+            VerifyingKey::Ed25519(_) => "webhook-signature holds no v1a token: the key is one of ed25519, and the sender signs with hmac-sha256 (v1), \
+                 which its secret verifies: --secret whsec_…",
+        }
+        .to_owned();
     }
     if message.body.is_empty() {
         return "no signature matches, and the body is empty: was it read already, or is --body missing?"

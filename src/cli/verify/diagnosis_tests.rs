@@ -1,7 +1,7 @@
 //! What the author of a receiver is told, case by case.
 
 use super::*;
-use crate::signing::sign;
+use crate::signing::{Ed25519Key, SigningKey, sign};
 
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
 const NOW_S: i64 = 1_764_547_200;
@@ -96,4 +96,29 @@ fn a_body_that_ringback_never_writes_is_found_out_although_nothing_matches() {
     let ours = br#"{"type":"a.b","timestamp":"2026-01-01T00:00:00.000Z","data":{"x": 1.50}}"#;
     let said = diagnose_as(|m| m.body = ours).expect_err("refused");
     assert!(said.contains("the secret is another one"), "{said}");
+}
+
+#[test]
+fn a_public_key_verifies_and_is_told_what_goes_wrong() {
+    let key = Ed25519Key::from_random([7; 32]);
+    let public = key.public_key();
+    let signature = sign(&[SigningKey::Ed25519(key)], "evt_1", NOW_S, BODY);
+    let timestamp = NOW_S.to_string();
+    let message =
+        Message { id: Some("evt_1"), timestamp: Some(&timestamp), signature: Some(&signature), body: BODY };
+    let said = |key: &str, message| diagnose(key, message, NOW_S, 300).map_err(|reasons| reasons.join("\n"));
+
+    assert_eq!(said(&public, message), Ok(()));
+    let parsed = Message { body: br#"{"type": "job.succeeded", "data": {"b": 1.0, "a": 2}}"#, ..message };
+    assert!(said(&public, parsed).expect_err("refused").contains("parsed the body before you verified"));
+    assert!(said(SECRET, message).expect_err("refused").contains("--secret whpk_"));
+    let other = Ed25519Key::from_random([8; 32]).public_key();
+    assert!(said(&other, message).expect_err("refused").contains("the secret is another one"));
+    let hmac = sign(&[SigningSecret::parse(SECRET).expect("secret").into()], "evt_1", NOW_S, BODY);
+    let by_secret = Message { signature: Some(&hmac), ..message };
+    assert!(said(&public, by_secret).expect_err("refused").contains("no v1a token"));
+    let bare = Message { signature: signature.strip_prefix("v1a,"), ..message };
+    assert!(said(&public, bare).expect_err("refused").contains("v1a, and a comma, is missing"));
+    assert!(said("whpk_AAAA", message).expect_err("refused").contains("32 bytes"));
+    assert!(said("secret", message).expect_err("refused").contains("whpk_"));
 }

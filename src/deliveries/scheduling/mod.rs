@@ -65,6 +65,8 @@ pub struct Schedule {
     known: HashSet<DeliveryId>,
     in_flight: usize,
     unproven_in_flight: usize,
+    /// Receivers with order keys, perhaps.
+    ordered: HashSet<TargetRef>,
     /// Unproven receivers that found no place.
     parked: VecDeque<TargetRef>,
     wants: Wants,
@@ -87,6 +89,7 @@ impl Schedule {
             known: HashSet::new(),
             in_flight: 0,
             unproven_in_flight: 0,
+            ordered: HashSet::new(),
             parked: VecDeque::new(),
             wants: Wants::default(),
             targets_max: TARGETS_MAX,
@@ -114,9 +117,23 @@ impl Schedule {
         self.targets.contains_key(&target)
     }
 
-    /// Adds a delivery that is due.
+    /// Adds a delivery that is due. Those of an order key come in their order, and between the last one and this there is
+    /// none that was not offered, unless [`Self::doubt`] said so.
     pub fn offer(&mut self, due: Due, now: Moment) -> Offer {
         self.add(due, now, false)
+    }
+
+    /// Adds a due delivery that was found in the database, in whatever order: earlier ones of its key may be there as well.
+    pub fn offer_found(&mut self, due: Due, now: Moment) -> Offer {
+        if let (Some(key), false) = (due.order, self.known.contains(&due.id)) {
+            self.targets.entry((due.tenant, due.target)).or_default().doubt_key(key);
+        }
+        self.add(due, now, false)
+    }
+
+    /// What is offered next is perhaps not the next one of its key: some may be in the database that were not offered.
+    pub fn doubt(&mut self) {
+        self.ordered.retain(|at| self.targets.get_mut(at).is_some_and(Target::doubt));
     }
 
     /// Adds what a refill brought; `more`: there is still more in the database.
@@ -140,6 +157,7 @@ impl Schedule {
         let target = self.targets.entry(at).or_default();
         let taken = match due.order {
             Some(key) => {
+                self.ordered.insert(at);
                 let taken = target.offer_ordered(key, due, full);
                 if !taken && target.wants_key(key) {
                     self.wants.keys.push((at, key));

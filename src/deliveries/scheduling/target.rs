@@ -74,6 +74,19 @@ struct Key {
     /// Something came while it was loading.
     dirty: bool,
     listed: bool,
+    /// What waited was forgotten while one was in flight, and nothing was offered since.
+    forgotten: bool,
+}
+
+impl Key {
+    /// There may be more in the database.
+    fn doubt(&mut self) {
+        if self.loading {
+            self.dirty = true;
+        } else {
+            self.complete = false;
+        }
+    }
 }
 
 /// One receiver.
@@ -229,18 +242,26 @@ impl Target {
     /// A delivery of an ordered receiver. It may be taken only where all earlier ones of its key are known.
     pub(super) fn offer_ordered(&mut self, key: i64, due: Due, full: bool) -> bool {
         let state = self.keys.entry(key).or_default();
+        state.forgotten = false;
         let in_order = state.waiting.back().is_none_or(|(last, _)| last.position < due.position);
         if !full && state.complete && in_order && state.waiting.len() < HELD_PER_KEY_MAX {
             state.waiting.push_back((due, Moment::ZERO));
             self.list_key(key);
             return true;
         }
-        if state.loading {
-            state.dirty = true;
-        } else {
-            state.complete = false;
-        }
+        state.doubt();
         false
+    }
+
+    /// Of no key all is known for sure any more. `false`: there is none.
+    pub(super) fn doubt(&mut self) -> bool {
+        self.keys.values_mut().for_each(Key::doubt);
+        !self.keys.is_empty()
+    }
+
+    /// Of this key not all is known for sure any more.
+    pub(super) fn doubt_key(&mut self, key: i64) {
+        self.keys.get_mut(&key).into_iter().for_each(Key::doubt);
     }
 
     /// Whether the first deliveries of the key have to be looked up; asked for once.
@@ -328,6 +349,11 @@ impl Target {
     fn land_ordered(&mut self, due: &Due, landing: Landing, now: Moment, back: &mut Back) {
         let Some(key) = due.order else { return };
         let Some(state) = self.keys.get_mut(&key) else { return };
+        if state.forgotten {
+            // It is another's now, or is found again.
+            self.keys.remove(&key);
+            return;
+        }
         state.busy = false;
         match landing.again_in {
             Some(wait) => {
@@ -405,9 +431,15 @@ impl Target {
         self.keys.iter().filter(|(_, state)| state.loading).map(|(key, _)| *key).collect()
     }
 
+    /// Forgets what waits. Of a key with one in flight that much is remembered, or a second one would take off.
     pub(super) fn clear(&mut self) -> Vec<DeliveryId> {
-        let keyed = self.keys.drain().flat_map(|(_, state)| state.waiting.into_iter().map(|(due, _)| due));
-        let ids = self.live.drain(..).chain(self.replays.drain(..)).chain(keyed).map(|due| due.id).collect();
+        let mut ids: Vec<DeliveryId> =
+            self.live.drain(..).chain(self.replays.drain(..)).map(|due| due.id).collect();
+        self.keys.retain(|_, state| {
+            ids.extend(state.waiting.drain(..).map(|(due, _)| due.id));
+            *state = Key { busy: state.busy, forgotten: true, ..Key::default() };
+            state.busy
+        });
         self.ready_keys.clear();
         self.late_keys.clear();
         self.more = false;

@@ -159,6 +159,15 @@ impl Model {
         }
     }
 
+    /// A sweep, which finds what is due in no order that means anything.
+    fn sweep(&self, schedule: &mut Schedule, now: Moment) {
+        for (due, when) in self.rows.values().flat_map(BTreeMap::values).rev() {
+            if *when <= now {
+                schedule.offer_found(*due, now);
+            }
+        }
+    }
+
     fn land(&mut self, schedule: &mut Schedule, due: Due, again: bool, now: Moment) {
         let at = ((due.tenant, due.target), due.order.expect("ordered"));
         let again_in = again.then_some(Duration::from_millis(50));
@@ -209,9 +218,10 @@ proptest! {
 
     #[test]
     fn of_a_key_one_is_in_flight_and_the_order_is_kept(
-        steps in proptest::collection::vec((0u8..5, 0u128..2, 0i64..3), 1..500),
+        steps in proptest::collection::vec((0u8..9, 0u128..2, 0i64..3), 1..500),
     ) {
         let (mut model, mut schedule) = (Model::default(), Schedule::new(8, 10_000));
+        let mut gap = false;
         let (mut now, mut flying): (Moment, Vec<Due>) = (NOW, Vec::new());
         for (position, (step, target, key)) in (1i64..).zip(steps) {
             match step {
@@ -219,8 +229,19 @@ proptest! {
                     let due = Due { order: Some(key), position, ..due(1, target) };
                     model.rows.entry(((due.tenant, due.target), key)).or_default().insert(position, (due, Moment::ZERO));
                     model.published += 1;
+                    if std::mem::take(&mut gap) { schedule.doubt(); }
                     schedule.offer(due, now);
                 }
+                // Another process publishes, or there is no room to hand it over.
+                5 | 6 => {
+                    let due = Due { order: Some(key), position, ..due(1, target) };
+                    model.rows.entry(((due.tenant, due.target), key)).or_default().insert(position, (due, Moment::ZERO));
+                    model.published += 1;
+                    gap = true;
+                }
+                7 => model.sweep(&mut schedule, now),
+                // Nobody knows what is in the database, for a while.
+                8 => schedule.keep_lanes(|_| target == 0, now),
                 2 => if let Some(due) = schedule.take(now, free) { flying.push(due); },
                 3 => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, false, now); },
                 _ => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, true, now); },
@@ -236,6 +257,7 @@ proptest! {
         for _ in 0..10_000 {
             while let Some(due) = schedule.take(now, free) { flying.push(due); }
             for due in std::mem::take(&mut flying) { model.land(&mut schedule, due, false, now); }
+            model.sweep(&mut schedule, now);
             model.answer(&mut schedule, now);
             now += Duration::from_millis(500);
             if model.rows.values().all(BTreeMap::is_empty) { break; }

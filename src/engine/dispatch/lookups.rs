@@ -8,9 +8,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::time::Instant;
 
 use super::{Dispatcher, News, transmit};
+use crate::clock;
 use crate::db::StoreError;
 use crate::deliveries::scheduling::{KeyRef, Moment, TargetRef, Wants};
 use crate::deliveries::store::{self, DueCursor, KeyRows};
@@ -22,6 +24,8 @@ use crate::shared::Shared;
 
 const POLL: Duration = Duration::from_secs(1);
 const FULL_SWEEP: Duration = Duration::from_mins(1);
+/// Deleted endpoints are kept in memory for so long, many times longer than it takes to see that they are.
+const DELETED_KEPT: TimeDelta = TimeDelta::hours(1);
 const PAGE: i64 = 2000;
 const REFILL: i64 = 1024;
 /// Commits may become visible so much later than the time that stands in their rows.
@@ -63,12 +67,16 @@ impl Dispatcher {
         self.looking = true;
         self.landed_meanwhile.clear();
         let lanes = sweep && now >= self.lanes_at;
+        if sweep {
+            self.swept_at = Some(now);
+        }
         if lanes {
             self.lanes_at = now + POLL;
         }
         if sweep && now >= self.full_sweep_at {
             self.full_sweep_at = now + FULL_SWEEP;
             self.cursor = None;
+            self.shared.endpoints.forget_deleted(clock::now() - DELETED_KEPT);
         }
         let (shared, news) = (self.shared.clone(), self.news.clone());
         let lanes = lanes.then(|| self.leavable());
@@ -102,12 +110,16 @@ impl Dispatcher {
             self.take_page(sweep);
         }
         let landed = std::mem::take(&mut self.landed_meanwhile);
-        for (at, rows) in looked.refills {
+        // Of a lane that was lost meanwhile nothing is taken in.
+        let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
+        let refills: Vec<_> = looked.refills.into_iter().filter(|(at, _)| keeps(*at)).collect();
+        let asked_keys: Vec<_> = looked.asked_keys.into_iter().filter(|(at, _)| keeps(*at)).collect();
+        for (at, rows) in refills {
             let more = rows.len() as i64 == REFILL;
             self.schedule.refill(at, rows.into_iter().filter(|due| !landed.contains(&due.id)), more, now);
         }
         self.landed_meanwhile = landed;
-        for (at, key) in looked.asked_keys {
+        for (at, key) in asked_keys {
             let rows = looked.keys.iter().find(|rows| rows.target == at && rows.key == key);
             let landed = |due: &Due| self.landed_meanwhile.contains(&due.id);
             match rows {
@@ -128,10 +140,12 @@ impl Dispatcher {
 
     /// Takes over new lanes, lets go of lost ones, and gives away what is more than its share.
     fn hold(&mut self, holding: Holding, known: &[Health], now: Moment) {
-        let lanes: HashSet<i16> = holding.lanes.into_iter().collect();
+        let lanes: HashSet<i16> = holding.lanes.iter().map(|(lane, _)| *lane).collect();
         let mut spare: Vec<i16> = lanes.iter().copied().collect();
         spare.sort_unstable();
-        let leaving: HashSet<i16> = spare.into_iter().skip(holding.share).collect();
+        let mut leaving: HashSet<i16> = spare.into_iter().skip(holding.share).collect();
+        // Once it leaves it leaves: what came meanwhile was not taken in, and what is in flight is not known any more.
+        leaving.extend(self.leaving.iter().filter(|lane| lanes.contains(lane) && self.is_in_flight(**lane)));
         if lanes == self.lanes && leaving == self.leaving {
             return;
         }
@@ -141,22 +155,51 @@ impl Dispatcher {
             "this node owns {} lanes",
             lanes.len() - leaving.len()
         );
-        if !lanes.is_subset(&self.lanes) {
+        let kept_before: HashSet<i16> = self.lanes.difference(&self.leaving).copied().collect();
+        let before = std::mem::replace(&mut self.lanes, lanes);
+        self.leaving = leaving;
+        let kept: HashSet<i16> = self.lanes.difference(&self.leaving).copied().collect();
+        if !kept.is_subset(&kept_before) {
             self.cursor = None;
             self.health.load(known);
         }
-        (self.lanes, self.leaving) = (lanes, leaving);
-        let kept = |(tenant, target): TargetRef| {
-            let lane = lane_of(tenant, target);
-            self.lanes.contains(&lane) && !self.leaving.contains(&lane)
-        };
-        self.schedule.keep_lanes(kept, now);
+        self.limit_anew(&before, &holding.lanes);
+        self.schedule.keep_lanes(|(tenant, target)| kept.contains(&lane_of(tenant, target)), now);
+        self.shared.hand_off.set_lanes(kept.into_iter());
+        if !self.leavable().is_empty() {
+            self.look_at_once();
+        }
+    }
+
+    fn is_in_flight(&self, lane: i16) -> bool {
+        self.in_flight_of.get(&lane).is_some_and(|count| *count > 0)
+    }
+
+    /// What is left of a receiver's rate in a lane that others had is not known: it is counted from when they left.
+    fn limit_anew(&mut self, before: &HashSet<i16>, lanes: &[(i16, Option<Duration>)]) {
+        let now = Instant::now();
+        for (lane, quiet) in lanes.iter().filter(|(lane, _)| !before.contains(lane)) {
+            let called_at = quiet.and_then(|quiet| now.checked_sub(quiet));
+            self.called_at.remove(lane);
+            self.called_at.extend(called_at.map(|at| (*lane, at)));
+        }
+        let new: HashSet<i16> = self.lanes.difference(before).copied().collect();
+        if new.is_empty() {
+            return;
+        }
+        let is_new = |(tenant, target): TargetRef| new.contains(&lane_of(tenant, target));
+        self.rates.forget(is_new);
+        for endpoint in self.shared.endpoints.changed_after(0) {
+            let at = (endpoint.tenant, endpoint.id.uuid());
+            if is_new(at) && self.schedule.knows(at) {
+                self.obey(&endpoint, self.now());
+            }
+        }
     }
 
     /// The lanes that can be given away now: nothing of them is in flight.
-    fn leavable(&self) -> Vec<i16> {
-        let idle = |lane: &&i16| self.in_flight_of.get(lane).is_none_or(|count| *count == 0);
-        self.leaving.iter().filter(idle).copied().collect()
+    pub(super) fn leavable(&self) -> Vec<i16> {
+        self.leaving.iter().copied().filter(|lane| !self.is_in_flight(*lane)).collect()
     }
 
     fn take_page(&mut self, sweep: Sweep) {
@@ -164,9 +207,7 @@ impl Dispatcher {
         let whole = page.len() as i64 == PAGE;
         let last = page.last().map(|(_, cursor)| *cursor);
         let landed = std::mem::take(&mut self.landed_meanwhile);
-        self.offer_all(
-            page.into_iter().map(|(due, _)| due).filter(|due| !landed.contains(&due.id)).collect(),
-        );
+        self.take_found(page.into_iter().map(|(due, _)| due).filter(|due| !landed.contains(&due.id)));
         self.landed_meanwhile = landed;
         if whole {
             self.cursor = last;
@@ -223,6 +264,7 @@ async fn look(
 async fn take_lanes(shared: &Shared, leaving: &[i16]) -> Result<Holding, StoreError> {
     if !leaving.is_empty() {
         nodes::store::release_lanes(&shared.db, &shared.node, leaving).await?;
+        shared.wakeups.lanes.notify_elsewhere();
     }
     let holding = nodes::store::take_lanes(&shared.db, &shared.node).await?;
     let lost = nodes::store::lost_flights(&shared.db, &shared.node).await?;

@@ -9,6 +9,7 @@
 
 mod flight;
 mod health;
+mod leave;
 mod lookups;
 mod rates;
 pub mod transmit;
@@ -29,12 +30,12 @@ use self::lookups::Looked;
 use self::rates::{Rate, Rates};
 use self::transmit::Landed;
 use crate::db::StoreError;
-use crate::deliveries::Due;
+use crate::deliveries::hand_off::Created;
 use crate::deliveries::scheduling::{LandingAnswer, Moment, Policy, Schedule};
 use crate::deliveries::store::DueCursor;
+use crate::deliveries::{Due, lane_of};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
 use crate::ids::{DeliveryId, EndpointId, fresh_uuid};
-use crate::nodes;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
@@ -44,6 +45,9 @@ const BATCH_MAX: usize = 256;
 /// Batches that are being loaded at a time: while two are, the next one forms, so that a busy dispatcher asks the
 /// database seldom and an idle one at once.
 const LOADING_MAX: usize = 2;
+
+/// Other nodes may tell of due deliveries fifty times a second each; sweeps follow each other at this distance.
+const SWEEP_GAP: Duration = Duration::from_millis(25);
 
 /// What a flight or a look-up tells the dispatcher.
 enum News {
@@ -74,12 +78,15 @@ struct Dispatcher {
     loading: usize,
     looking: bool,
     look_at: Instant,
+    swept_at: Option<Instant>,
     lanes_at: Instant,
     full_sweep_at: Instant,
     cursor: Option<DueCursor>,
     landed_meanwhile: HashSet<DeliveryId>,
     /// The lanes that are this node's.
     lanes: HashSet<i16>,
+    /// When another node may have called a lane's receivers for the last time; without an entry: never.
+    called_at: HashMap<i16, Instant>,
     /// Lanes that are given away as soon as nothing of them is in flight.
     leaving: HashSet<i16>,
     in_flight_of: HashMap<i16, usize>,
@@ -96,9 +103,10 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
         let wake_at = dispatcher.wake_at();
         tokio::select! {
             () = stop.drain.cancelled() => break,
-            Some(created) = hand_off.recv() => dispatcher.offer_all(created),
+            Some(created) = hand_off.recv() => dispatcher.take_in(created),
             Some(news) = heard.recv() => dispatcher.hear(news),
-            () = shared.wakeups.deliveries.notified() => dispatcher.look_at_once(),
+            () = shared.wakeups.deliveries.notified() => dispatcher.look_soon(),
+            () = shared.wakeups.lanes.notified() => dispatcher.look_at_once(),
             () = shared.wakeups.endpoints.notified() => dispatcher.read_endpoints(),
             () = tokio::time::sleep_until(wake_at) => {}
         }
@@ -106,18 +114,12 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             dispatcher.hear(news);
         }
         while let Ok(created) = hand_off.try_recv() {
-            dispatcher.offer_all(created);
+            dispatcher.take_in(created);
         }
         while dispatcher.tasks.try_join_next().is_some() {}
         dispatcher.flush_health();
     }
-    // The last flights land, and what they teach is written as well.
-    dispatcher.drain(&mut heard).await;
-    // Also those that a look-up took while the news of it was not heard any more.
-    let lanes: Vec<i16> = (0..nodes::LANES).collect();
-    if let Err(error) = nodes::store::release_lanes(&shared.db, &shared.node, &lanes).await {
-        tracing::warn!(%error, "cannot give the lanes back; the other nodes will take them");
-    }
+    dispatcher.leave(&mut heard).await;
 }
 
 impl Dispatcher {
@@ -139,11 +141,13 @@ impl Dispatcher {
             loading: 0,
             looking: false,
             look_at: now,
+            swept_at: None,
             lanes_at: now,
             full_sweep_at: now,
             cursor: None,
             landed_meanwhile: HashSet::new(),
             lanes: HashSet::new(),
+            called_at: HashMap::new(),
             leaving: HashSet::new(),
             in_flight_of: HashMap::new(),
         }
@@ -159,20 +163,47 @@ impl Dispatcher {
         timer.map_or(look, |timer| timer.min(look))
     }
 
+    /// Sweeps at once, but not more often than a busy node of many can stand.
+    fn look_soon(&mut self) {
+        let now = Instant::now();
+        let soon = self.swept_at.map_or(now, |swept| (swept + SWEEP_GAP).max(now));
+        self.look_at = self.look_at.min(soon);
+    }
+
+    /// Sweeps at once, and looks at the lanes as well.
     fn look_at_once(&mut self) {
         self.look_at = Instant::now();
         self.lanes_at = self.look_at;
     }
 
-    fn offer_all(&mut self, created: Vec<Due>) {
+    /// Takes in what the fan-out of this process made.
+    fn take_in(&mut self, created: Created) {
+        if created.gap {
+            self.schedule.doubt();
+        }
         let now = self.now();
-        for due in created {
-            // Another node's, or soon to be.
-            if self.lanes.contains(&due.lane) && !self.leaving.contains(&due.lane) {
+        for due in created.due {
+            if self.keeps(due.lane) {
                 self.introduce(&due, now);
                 self.schedule.offer(due, now);
             }
         }
+    }
+
+    /// Takes in what a sweep found.
+    fn take_found(&mut self, found: impl Iterator<Item = Due>) {
+        let now = self.now();
+        for due in found {
+            if self.keeps(due.lane) {
+                self.introduce(&due, now);
+                self.schedule.offer_found(due, now);
+            }
+        }
+    }
+
+    /// Is the lane this node's, and not soon to be another's?
+    fn keeps(&self, lane: i16) -> bool {
+        self.lanes.contains(&lane) && !self.leaving.contains(&lane)
     }
 
     /// Starts what may go, in batches.
@@ -255,7 +286,8 @@ impl Dispatcher {
         let rate = settings
             .rate_limit
             .and_then(|rate| Some(Rate { per_s: rate.per_s, burst: std::num::NonZeroU32::new(rate.burst)? }));
-        self.rates.set(at, rate.filter(|_| !endpoint.deleted));
+        let quiet = self.called_at.get(&lane_of(at.0, at.1)).map(Instant::elapsed);
+        self.rates.set(at, rate.filter(|_| !endpoint.deleted), quiet);
         let policy = Policy {
             cap: if settings.ordering == DeliveryOrder::Strict { 1 } else { settings.max_in_flight as usize },
             paused: settings.status == EndpointStatus::Paused && !endpoint.deleted,
@@ -275,7 +307,7 @@ impl Dispatcher {
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
             match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
-                Ok(true) => shared.wakeups.endpoints.notify_one(),
+                Ok(true) => shared.wakeups.endpoints.notify_here(),
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "cannot read the endpoints"),
             }
@@ -291,19 +323,6 @@ impl Dispatcher {
         self.health_at = now + health::FLUSH_EVERY;
         if let Some(learned) = self.health.take() {
             self.tasks.spawn(learned.write(self.shared.clone()));
-        }
-    }
-
-    /// Waits for all that flies, and writes what it teaches.
-    async fn drain(&mut self, heard: &mut mpsc::UnboundedReceiver<News>) {
-        while self.tasks.join_next().await.is_some() {}
-        while let Ok(news) = heard.try_recv() {
-            if let News::Landed { due, endpoint: Some(endpoint), landed, .. } = news {
-                self.health.note(&due, endpoint, &landed, None);
-            }
-        }
-        if let Some(learned) = self.health.take() {
-            learned.write(self.shared.clone()).await;
         }
     }
 }

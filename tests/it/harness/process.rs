@@ -148,6 +148,11 @@ impl ServeProcess {
         kill_process(pid, Signal::KILL).expect("it is running");
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it is running").0.id()
+    }
+
     /// SIGTERM, without waiting.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);

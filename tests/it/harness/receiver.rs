@@ -22,6 +22,8 @@ pub(crate) enum Reply {
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// As the inner one, when the test calls `release`.
     Held(Box<Reply>),
+    /// As the inner one, after a while.
+    Late(Duration, Box<Reply>),
     /// No answer at all, as long as the connection lives.
     Hang,
     /// The connection is closed in the middle of the head.
@@ -56,6 +58,11 @@ impl Reply {
             Self::Answer(status, headers, _) => Self::Answer(status, headers, body.into()),
             other => other,
         }
+    }
+
+    /// Answered after a while.
+    pub(crate) fn late(self, by: Duration) -> Self {
+        Self::Late(by, Box::new(self))
     }
 
     /// Answered when the test calls `release`.
@@ -109,6 +116,9 @@ struct State {
     connections: Vec<TcpStream>,
     released: bool,
     closed: bool,
+    /// Requests that have come and are not answered, and the most there ever were.
+    open: usize,
+    open_max: usize,
 }
 
 #[derive(Debug)]
@@ -150,6 +160,8 @@ impl Receiver {
             connections: Vec::new(),
             released: false,
             closed: false,
+            open: 0,
+            open_max: 0,
         };
         let inner =
             Arc::new(Inner { state: Mutex::new(state), gate: Condvar::new(), count: watch::channel(0).0 });
@@ -179,11 +191,17 @@ impl Receiver {
         state.received.clone()
     }
 
+    /// So many requests were under way together at most.
+    pub(crate) fn together_max(&self) -> usize {
+        self.inner.lock().open_max
+    }
+
     /// The n-th request (1, 2, …), as soon as it has come.
     pub(crate) async fn nth(&self, n: usize) -> Received {
         let mut count = self.inner.count.subscribe();
-        let came = tokio::time::timeout(PATIENCE, count.wait_for(|count| *count >= n)).await;
-        assert!(came.is_ok(), "request {n} did not come within {PATIENCE:?}; {} came", self.received().len());
+        // What the wait gives back locks the count, which a new request must be able to raise.
+        let came = tokio::time::timeout(PATIENCE, count.wait_for(|count| *count >= n)).await.is_ok();
+        assert!(came, "request {n} did not come within {PATIENCE:?}; {} came", self.received().len());
         self.received().swap_remove(n - 1)
     }
 }
@@ -234,19 +252,43 @@ fn serve(connection: &TcpStream, inner: &Inner) -> std::io::Result<()> {
             let mut state = inner.lock();
             state.fault = state.fault.take().or(fault);
             state.received.push(request);
+            state.open += 1;
+            state.open_max = state.open_max.max(state.open);
             let place = state.received.len().min(state.script.len()) - 1;
             inner.count.send_replace(state.received.len());
             state.script[place].clone()
         };
-        if !answer(connection, inner, &reply)? {
+        // Before the answer: the next request may come as soon as it is there.
+        let reply = wait(inner, &reply);
+        inner.lock().open -= 1;
+        if !answer(connection, reply)? {
             return Ok(());
         }
     }
     Ok(())
 }
 
+/// Waits until it is time for the answer.
+fn wait<'a>(inner: &Inner, reply: &'a Reply) -> &'a Reply {
+    match reply {
+        Reply::Held(reply) => {
+            let mut state = inner.lock();
+            while !state.released && !state.closed {
+                state = inner.gate.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(state);
+            wait(inner, reply)
+        }
+        Reply::Late(by, reply) => {
+            std::thread::sleep(*by);
+            wait(inner, reply)
+        }
+        reply => reply,
+    }
+}
+
 /// Answers one request. `false`: the connection is of no use any more.
-fn answer(mut connection: &TcpStream, inner: &Inner, reply: &Reply) -> std::io::Result<bool> {
+fn answer(mut connection: &TcpStream, reply: &Reply) -> std::io::Result<bool> {
     match reply {
         Reply::Answer(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} Status\r\n");
@@ -259,14 +301,8 @@ fn answer(mut connection: &TcpStream, inner: &Inner, reply: &Reply) -> std::io::
             connection.write_all(&[head.as_bytes(), b"\r\n", body].concat())?;
             return Ok(true);
         }
-        Reply::Held(inner_reply) => {
-            let mut state = inner.lock();
-            while !state.released && !state.closed {
-                state = inner.gate.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            drop(state);
-            return answer(connection, inner, inner_reply);
-        }
+        // They were waited for.
+        Reply::Held(reply) | Reply::Late(_, reply) => return answer(connection, reply),
         // Ends when the other side, or the end of the test, closes the connection.
         Reply::Hang => drop(connection.read(&mut [0])?),
         Reply::CloseInHead => connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-le")?,

@@ -85,6 +85,11 @@ impl Ringback {
         sqlx::Executor::execute(&mut self.sql().await, sqlx::AssertSqlSafe(sql)).await.expect("a statement");
     }
 
+    /// Where the service's database is.
+    pub(crate) fn database_url(&self) -> String {
+        self.database.url()
+    }
+
     /// A connection of a user's own to the service's database.
     pub(crate) async fn sql(&self) -> PgConnection {
         self.database.options().connect().await.expect("the test server accepts connections")
