@@ -4,8 +4,8 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::endpoints::Subscription;
 use crate::endpoints::expression::EventContext;
+use crate::endpoints::{DeliveryOrder, Subscription};
 
 /// The verdict on an event and an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +51,17 @@ pub fn matched(subscription: &Subscription, context: Option<&Result<EventContext
     }
 }
 
+/// With which other deliveries of its endpoint a delivery goes one after another; `None`: with none.
+pub fn order_of(ordering: DeliveryOrder, ordering_key: Option<&str>) -> Option<i64> {
+    match ordering {
+        DeliveryOrder::Unordered => None,
+        DeliveryOrder::ByKey => ordering_key.map(order_key),
+        DeliveryOrder::Strict => Some(0),
+    }
+}
+
 /// A number for an ordering key. Two keys with the same number are only kept in order with each other.
-pub fn order_key(ordering_key: &str) -> i64 {
+fn order_key(ordering_key: &str) -> i64 {
     let digest = Sha256::digest(ordering_key.as_bytes());
     let mut bytes = [0u8; 8];
     bytes.copy_from_slice(&digest[..8]);

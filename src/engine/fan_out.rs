@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{jittered, pause};
 use crate::db::StoreError;
-use crate::deliveries::matched::{Matched, order_key};
+use crate::deliveries::matched::{Matched, order_of};
 use crate::deliveries::{self, Due, FailedDelivery, NewDelivery};
 use crate::endpoints::expression::{EventContext, EventFacts};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
@@ -115,7 +115,8 @@ async fn rest_of(shared: &Shared) -> Result<(bool, Vec<Due>), StoreError> {
     Ok((true, made.due()))
 }
 
-async fn refresh(shared: &Shared) -> Result<(), StoreError> {
+/// Reads what changed of the endpoints, and tells the dispatcher.
+pub(super) async fn refresh(shared: &Shared) -> Result<(), StoreError> {
     match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
         Ok(false) => Ok(()),
         Ok(true) => {
@@ -215,11 +216,8 @@ impl<'a> Plan<'a> {
         made: &mut Made,
     ) -> bool {
         let matched = deliveries::matched::matched(&endpoint.settings.subscription, context);
-        let order = match endpoint.settings.ordering {
-            DeliveryOrder::Unordered => None,
-            DeliveryOrder::ByKey => facts.and_then(|facts| facts.ordering_key.as_deref()).map(order_key),
-            DeliveryOrder::Strict => Some(0),
-        };
+        let ordering_key = facts.and_then(|facts| facts.ordering_key.as_deref());
+        let order = order_of(endpoint.settings.ordering, ordering_key);
         let delivery =
             NewDelivery { endpoint: Some(endpoint.id), order, ..self.delivery(endpoint.id.uuid()) };
         match matched {
