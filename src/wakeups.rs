@@ -17,6 +17,8 @@ pub struct Wakeups {
     pub leases: Arc<Notify>,
     /// Events wait for their numbers.
     pub events: Arc<Notify>,
+    /// A replay was made or cancelled.
+    pub replays: Arc<Notify>,
     /// An endpoint was changed in this process.
     pub endpoints: Arc<Notify>,
     /// Deliveries are due, or a lane changed hands.

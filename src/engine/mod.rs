@@ -8,7 +8,8 @@
 //! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry | the next due time, 5 s |
 //! | `fan_out` | dispatcher | finish, publish | 0.25 s |
-//! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
+//! | `feed_replays` | dispatcher | replays made or cancelled | the next page's time, 1 s |
+//! | `dispatch` | dispatcher | fan-out, replays, outcomes | the next due time, 1 s |
 //! | `wake_waiters` | api | – | 0.5 s, if someone waits |
 //! | `refresh_keys` | api | – | 1 s |
 //! | `maintain` | scheduler | – | 10 min |
@@ -19,6 +20,7 @@ pub mod batches;
 pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
+pub mod feed_replays;
 pub mod heartbeat;
 pub mod maintain;
 pub mod promote_due;
@@ -68,6 +70,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     }
     if roles.dispatcher {
         start!(Work, fan_out);
+        start!(Work, feed_replays);
         start!(Work, dispatch);
     }
 }
