@@ -22,6 +22,7 @@ pub mod events;
 pub mod idempotency;
 pub mod jobs;
 pub mod nodes;
+pub mod replays;
 pub mod secrets;
 pub mod tenants;
 

@@ -37,6 +37,8 @@ pub enum Word {
     Events,
     /// Events have got their numbers; someone may wait for them.
     Log,
+    /// A replay was made or cancelled.
+    Replays,
     /// An endpoint was changed.
     Endpoints,
     /// Deliveries are due.
@@ -46,7 +48,7 @@ pub enum Word {
 }
 
 impl Word {
-    const ALL: [(&'static str, Self); 11] = [
+    const ALL: [(&'static str, Self); 12] = [
         ("hello", Self::Hello),
         ("jobs", Self::Jobs),
         ("scheduled", Self::Scheduled),
@@ -55,6 +57,7 @@ impl Word {
         ("ended", Self::Ended),
         ("events", Self::Events),
         ("log", Self::Log),
+        ("replays", Self::Replays),
         ("endpoints", Self::Endpoints),
         ("deliveries", Self::Deliveries),
         ("lanes", Self::Lanes),
@@ -210,6 +213,8 @@ pub struct Wakeups {
     pub ended: Bell,
     /// Events wait for their numbers.
     pub events: Bell,
+    /// A replay was made or cancelled.
+    pub replays: Bell,
     /// An endpoint was changed.
     pub endpoints: Bell,
     /// Deliveries are due.
@@ -246,6 +251,7 @@ impl Wakeups {
             cancels: bell(Word::Cancels, false),
             ended: bell(Word::Ended, false),
             events: bell(Word::Events, here.dispatcher),
+            replays: bell(Word::Replays, here.dispatcher),
             endpoints: bell(Word::Endpoints, false),
             deliveries: bell(Word::Deliveries, false),
             lanes: bell(Word::Lanes, false),
@@ -284,6 +290,7 @@ impl Wakeups {
                 Word::Cancels => self.cancels.notify_here(),
                 Word::Ended => self.ended.notify_here(),
                 Word::Events => self.events.notify_here(),
+                Word::Replays => self.replays.notify_here(),
                 Word::Endpoints => self.endpoints.notify_here(),
                 Word::Deliveries if calls.lanes & lanes != 0 => self.deliveries.notify_here(),
                 Word::Hello | Word::Lanes => self.lanes.notify_here(),
@@ -295,7 +302,7 @@ impl Wakeups {
     /// The loops of this process end: the others look for what it leaves, and do all that comes of its last work.
     pub fn leave(&self) {
         self.elsewhere.leaving.store(true, Ordering::Relaxed);
-        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.events, &self.lanes] {
+        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.events, &self.replays, &self.lanes] {
             bell.notify_elsewhere();
         }
     }
@@ -305,7 +312,7 @@ impl Wakeups {
         for bell in [&self.jobs, &self.scheduled, &self.leases, &self.cancels, &self.ended] {
             bell.notify_here();
         }
-        for bell in [&self.events, &self.endpoints, &self.deliveries, &self.lanes] {
+        for bell in [&self.events, &self.replays, &self.endpoints, &self.deliveries, &self.lanes] {
             bell.notify_here();
         }
     }

@@ -29,6 +29,9 @@ impl EndReason {
     /// The endpoint was deleted.
     pub const DELETED: Self =
         Self { code: "endpoint_deleted", message: "the endpoint was deleted before this was sent" };
+    /// The replay that made it was cancelled.
+    pub const REPLAY_CANCELLED: Self =
+        Self { code: "replay_cancelled", message: "the replay was cancelled before this came through" };
 }
 
 /// Ends up to [`CHUNK`] deliveries that wait for an endpoint, in the caller's transaction: each gets a last attempt that

@@ -12,6 +12,7 @@ pub mod hand_off;
 pub mod matched;
 pub mod message;
 pub mod read_store;
+pub mod replay_store;
 pub mod retry;
 pub mod scheduling;
 pub mod store;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::DeliveryStatus;
 use crate::clock::{Timestamp, millis};
 use crate::db::{Db, StoreError};
-use crate::ids::{AttemptId, DeliveryId, EndpointId, EventId, JobId, TenantId, floor_of};
+use crate::ids::{AttemptId, DeliveryId, EndpointId, EventId, JobId, ReplayId, TenantId, floor_of};
 
 /// What a list is narrowed to.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +45,7 @@ pub struct DeliveryView {
     pub endpoint_id: Option<EndpointId>,
     /// To whose callback.
     pub job_id: Option<JobId>,
+    replay_id: Option<ReplayId>,
     /// Where to.
     pub url: Option<String>,
     status: DeliveryStatus,
@@ -108,7 +109,7 @@ struct ResponseView {
 macro_rules! select_deliveries {
     ($where:literal) => {
         concat!(
-            "SELECT d.id, d.event_id, d.event_type, d.endpoint_id, d.job_id, coalesce(j.callback_url, e.url) AS url,
+            "SELECT d.id, d.event_id, d.event_type, d.endpoint_id, d.job_id, d.replay_id, coalesce(j.callback_url, e.url) AS url,
               q.delivery_id IS NOT NULL AS pending, q.due_at, a.number, a.verdict, a.status_code, a.error_code, a.error_message,
               a.started_at + a.duration_us * interval '1 microsecond' AS tried_at
             FROM ringback.deliveries d
@@ -258,6 +259,7 @@ impl<'r> FromRow<'r, PgRow> for DeliveryView {
             event_type: row.try_get("event_type")?,
             endpoint_id: row.try_get("endpoint_id")?,
             job_id: row.try_get("job_id")?,
+            replay_id: row.try_get("replay_id")?,
             url: row.try_get("url")?,
             status,
             attempt: row.try_get::<Option<i32>, _>("number")?.unwrap_or(0),

@@ -11,7 +11,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::scheduling::{HELD_PER_KEY_MAX, KeyRef, TargetRef};
+use super::scheduling::{BacklogRef, HELD_PER_KEY_MAX, KeyRef, Kind, TargetRef};
 use super::{Due, FailedDelivery, NewDelivery, lane_of};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, Tx};
@@ -28,8 +28,8 @@ pub async fn create(tx: &mut Tx, deliveries: &[NewDelivery]) -> Result<(), Store
             $9::int8[], $10::int8[], $11::bytea[], $12::uuid[])
           AS t(tenant_id, id, event_id, event_type, job_id, endpoint_id, target_id, lane, order_key, position, data, replay_id)
         ), waiting AS (
-          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, order_key, position, is_replay)
-          SELECT tenant_id, id, lane, target_id, event_id, job_id, endpoint_id, now(), order_key, position, replay_id IS NOT NULL FROM input
+          INSERT INTO ringback.delivery_queue (tenant_id, delivery_id, lane, target_id, event_id, job_id, endpoint_id, due_at, order_key, position, is_replay, replay_id)
+          SELECT tenant_id, id, lane, target_id, event_id, job_id, endpoint_id, now(), order_key, position, replay_id IS NOT NULL, replay_id FROM input
         )
         INSERT INTO ringback.deliveries (tenant_id, id, event_id, event_type, job_id, endpoint_id, data, replay_id)
         SELECT tenant_id, id, event_id, event_type, job_id, endpoint_id, data, replay_id FROM input",
@@ -129,15 +129,28 @@ fn read_due(row: &PgRow) -> Due {
     }
 }
 
-/// Due deliveries of one receiver, the longest due first.
+/// Due deliveries of one receiver, live or replayed, the longest due first.
 /// # Errors
 /// [`StoreError`].
-pub async fn due_of(db: &Db, (tenant, target): TargetRef, limit: i64) -> Result<Vec<Due>, StoreError> {
-    let rows = sqlx::query(
-        "-- deliveries::store::due_of
-        SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
-        WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 ORDER BY due_at, delivery_id LIMIT $3",
-    )
+pub async fn due_of(
+    db: &Db,
+    ((tenant, target), kind): BacklogRef,
+    limit: i64,
+) -> Result<Vec<Due>, StoreError> {
+    // Each kind by its own index: a few replays must not be looked for behind a million live ones. Live ones are behind
+    // few replays, because few of a replay wait at a time.
+    let rows = sqlx::query(match kind {
+        Kind::Live => {
+            "-- deliveries::store::due_of
+            SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
+            WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 AND NOT is_replay ORDER BY due_at, delivery_id LIMIT $3"
+        }
+        Kind::Replays => {
+            "-- deliveries::store::due_of_replays
+            SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
+            WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 AND is_replay ORDER BY due_at, delivery_id LIMIT $3"
+        }
+    })
     .bind(target)
     .bind(tenant)
     .bind(limit)
@@ -146,13 +159,13 @@ pub async fn due_of(db: &Db, (tenant, target): TargetRef, limit: i64) -> Result<
     Ok(rows.iter().map(read_due).collect())
 }
 
-/// The first deliveries of an order key.
+/// The first deliveries of an order key, live or replayed.
 #[derive(Debug, Clone)]
 pub struct KeyRows {
     /// Of which receiver.
     pub target: TargetRef,
-    /// Which key.
-    pub key: i64,
+    /// Which key, and what of it.
+    pub line: (i64, Kind),
     /// In the order of their positions, each with the time until it is due.
     pub rows: Vec<(Due, Duration)>,
     /// There are no others.
@@ -167,25 +180,26 @@ pub async fn heads_of_keys(db: &Db, keys: &[KeyRef]) -> Result<Vec<KeyRows>, Sto
     let rows = sqlx::query(
         "-- deliveries::store::heads_of_keys
         SELECT q.*, CASE WHEN q.due_at = 'infinity' THEN 1e9 ELSE greatest(0, extract(epoch FROM q.due_at - now())) END::float8 AS wait_s
-        FROM unnest($1::uuid[], $2::uuid[], $3::int8[]) AS k(tenant_id, target_id, order_key) CROSS JOIN LATERAL (
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $5::bool[]) AS k(tenant_id, target_id, order_key, is_replay) CROSS JOIN LATERAL (
           SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
-          WHERE q.target_id = k.target_id AND q.order_key = k.order_key AND q.tenant_id = k.tenant_id
+          WHERE q.target_id = k.target_id AND q.order_key = k.order_key AND q.is_replay = k.is_replay AND q.tenant_id = k.tenant_id
           ORDER BY q.position LIMIT $4
         ) q
-        ORDER BY q.target_id, q.order_key, q.position",
+        ORDER BY q.target_id, q.order_key, q.is_replay, q.position",
     )
     .bind(keys.iter().map(|((tenant, _), _)| tenant.uuid()).collect::<Vec<_>>())
     .bind(keys.iter().map(|((_, target), _)| *target).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, key)| *key).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, (key, _))| *key).collect::<Vec<_>>())
     .bind(HELD_PER_KEY_MAX as i64)
+    .bind(keys.iter().map(|(_, (_, kind))| *kind == Kind::Replays).collect::<Vec<_>>())
     .fetch_all(db.pool())
     .await?;
     let mut found: Vec<KeyRows> = Vec::new();
     for row in &rows {
         let due = read_due(row);
-        let (target, key) = ((due.tenant, due.target), due.order.unwrap_or_default());
-        if found.last().is_none_or(|last| (last.target, last.key) != (target, key)) {
-            found.push(KeyRows { target, key, rows: Vec::new(), complete: true });
+        let (target, line) = ((due.tenant, due.target), (due.order.unwrap_or_default(), Kind::of(&due)));
+        if found.last().is_none_or(|last| (last.target, last.line) != (target, line)) {
+            found.push(KeyRows { target, line, rows: Vec::new(), complete: true });
         }
         if let Some(last) = found.last_mut() {
             last.rows.push((due, Duration::from_secs_f64(row.get("wait_s"))));
@@ -268,6 +282,9 @@ pub async fn take_off(
           FROM input i CROSS JOIN LATERAL (
             SELECT * FROM ringback.delivery_queue q WHERE q.tenant_id = i.tenant_id AND q.delivery_id = i.delivery_id LIMIT 1
           ) q CROSS JOIN LATERAL (SELECT FROM ringback.lanes l WHERE l.lane = q.lane AND l.owner = $1) l
+          -- Of a cancelled replay nothing takes off any more; what waits of it is about to be ended.
+          WHERE q.replay_id IS NULL
+            OR (SELECT true FROM ringback.replays r WHERE r.tenant_id = q.tenant_id AND r.id = q.replay_id AND r.status = 3 LIMIT 1) IS NULL
         ), landed AS (
           DELETE FROM ringback.delivery_flights WHERE owner = $1 AND id = ANY($5)
         ), flight AS (

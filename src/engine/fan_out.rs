@@ -103,7 +103,7 @@ async fn round(shared: &Shared, row: &mut Row) -> Result<Done, StoreError> {
 }
 
 /// `false`: the dispatcher is busy, or there is none here; they are found in the database.
-fn hand_over(shared: &Shared, created: Created) -> bool {
+pub(super) fn hand_over(shared: &Shared, created: Created) -> bool {
     if created.due.is_empty() {
         return true;
     }
@@ -167,7 +167,8 @@ async fn rest_of(shared: &Shared) -> Result<(bool, Vec<Due>), StoreError> {
     Ok((true, made.due()))
 }
 
-async fn refresh(shared: &Shared) -> Result<(), StoreError> {
+/// Reads what changed of the endpoints, and tells the dispatcher.
+pub(super) async fn refresh(shared: &Shared) -> Result<(), StoreError> {
     match shared.endpoints.refresh(&shared.db, &shared.sealer).await {
         Ok(false) => Ok(()),
         Ok(true) => {

@@ -1,4 +1,4 @@
-//! Housekeeping: partitions are made ahead, old ones dropped, old keys, positions and deleted endpoints forgotten.
+//! Housekeeping: partitions are made ahead, old ones dropped; old keys, positions, replays and deleted endpoints forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::db::{StoreError, partitions};
 use crate::endpoints::{self, health_store};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
-use crate::{events, idempotency};
+use crate::{events, idempotency, replays};
 
 const EVERY: Duration = Duration::from_mins(10);
 const PURGE_BATCH: i64 = 5000;
@@ -38,6 +38,7 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
         == PURGE_BATCH
     {}
     while health_store::purge(&shared.db, days, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    while replays::store::purge(&shared.db, days, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     for dropped in partitions::drop_old_log(&shared.db, shared.config.retention + DAY).await? {
         tracing::info!(
             partition = dropped,

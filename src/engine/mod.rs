@@ -10,7 +10,8 @@
 //! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
-//! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
+//! | `feed_replays` | dispatcher | replays made or cancelled | the next page's time, 1 s |
+//! | `dispatch` | dispatcher | fan-out, replays, outcomes | the next due time, 1 s |
 //! | `wake_waiters` | api | ends in other nodes | 1 s, if someone waits |
 //! | `refresh_keys` | api | – | 1 s |
 //! | `maintain` | scheduler | – | 10 min |
@@ -21,6 +22,7 @@ pub mod batches;
 pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
+pub mod feed_replays;
 pub mod hear_nodes;
 pub mod heartbeat;
 pub mod maintain;
@@ -75,6 +77,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     }
     if roles.dispatcher {
         start!(Work, fan_out);
+        start!(Work, feed_replays);
         start!(Work, dispatch);
     }
 }

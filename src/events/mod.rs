@@ -17,6 +17,7 @@ pub mod read_store;
 pub mod recent_store;
 pub mod store;
 pub mod view;
+pub mod window_store;
 
 use std::collections::BTreeMap;
 

@@ -20,6 +20,7 @@ pub mod operating;
 pub mod problem;
 pub mod publish;
 pub mod queues;
+pub mod replays;
 pub mod secrets;
 pub mod submit;
 
@@ -62,6 +63,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
+    ("/v1/admin/replays", &["GET", "POST"]),
+    ("/v1/admin/replays/{id}", &["GET"]),
+    ("/v1/admin/replays/{id}/cancel", &["POST"]),
     ("/v1/callback-secret", &["GET"]),
     ("/v1/callback-secret/rotate", &["POST"]),
     ("/v1/admin/queues", &["GET"]),
@@ -88,6 +92,11 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/deliveries").route(get().to(deliveries::list)))
         .service(at("/v1/deliveries/{id}").route(get().to(deliveries::get)))
         .service(at("/v1/deliveries/{id}/retry").route(web::post().to(deliveries::retry)))
+        .service(
+            at("/v1/admin/replays").route(get().to(replays::list)).route(web::post().to(replays::create)),
+        )
+        .service(at("/v1/admin/replays/{id}").route(get().to(replays::get)))
+        .service(at("/v1/admin/replays/{id}/cancel").route(web::post().to(replays::cancel)))
         .service(at("/v1/callback-secret").route(get().to(secrets::get)))
         .service(at("/v1/callback-secret/rotate").route(web::post().to(secrets::rotate)))
         .service(at("/v1/admin/queues").route(get().to(queues::queues)))

@@ -26,6 +26,7 @@ mod outage;
 mod pubsub;
 mod queues;
 mod races;
+mod replays;
 mod retention;
 mod spec;
 mod sql;

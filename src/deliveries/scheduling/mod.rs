@@ -6,10 +6,12 @@
 //! Each tenant with something to send gets one delivery in turn, and within it each receiver that may be called now. A
 //! receiver at its cap, on hold, or without anything to send stands in no ring and costs nothing. Receivers that have
 //! not answered well yet share three quarters of the places, so that they cannot take the last ones from those that do.
+//! Replays share half of the places and a quarter of a receiver's window, and go where nothing live may.
 //!
 //! Invariants: no receiver has more in flight than its cap; of one order key at most one is in flight, and it is the one
-//! that was published first; whoever has work and may be called is reached within one round.
+//! that was published first (or, of what is replayed, the one that was queued first); whoever has work and may be called is reached within one round.
 
+mod backlog;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 use super::Due;
 use crate::ids::{DeliveryId, TenantId};
+pub use backlog::Kind;
 pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
 use target::{Taken, Target};
 
@@ -29,8 +32,10 @@ use target::{Taken, Target};
 pub type Moment = Duration;
 /// A receiver: whose, and which.
 pub type TargetRef = (TenantId, Uuid);
-/// An order key of a receiver.
-pub type KeyRef = (TargetRef, i64);
+/// What waits for a receiver without an order: the live, or the replayed.
+pub type BacklogRef = (TargetRef, Kind);
+/// What waits of an order key of a receiver: the live, or the replayed.
+pub type KeyRef = (TargetRef, (i64, Kind));
 
 /// What became of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +52,7 @@ pub enum Offer {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Wants {
     /// Receivers that have room again and more in the database.
-    pub refills: Vec<TargetRef>,
+    pub refills: Vec<BacklogRef>,
     /// Order keys whose first deliveries have to be looked up.
     pub keys: Vec<KeyRef>,
 }
@@ -64,11 +69,14 @@ pub struct Schedule {
     /// Waiting or in flight: what must not be taken from the database a second time.
     known: HashSet<DeliveryId>,
     in_flight: usize,
+    replays_in_flight: usize,
     unproven_in_flight: usize,
     /// Receivers with order keys, perhaps.
     ordered: HashSet<TargetRef>,
     /// Unproven receivers that found no place.
     parked: VecDeque<TargetRef>,
+    /// Receivers whose replays found no place.
+    parked_replays: VecDeque<TargetRef>,
     wants: Wants,
     targets_max: usize,
 }
@@ -88,9 +96,11 @@ impl Schedule {
             timers: BinaryHeap::new(),
             known: HashSet::new(),
             in_flight: 0,
+            replays_in_flight: 0,
             unproven_in_flight: 0,
             ordered: HashSet::new(),
             parked: VecDeque::new(),
+            parked_replays: VecDeque::new(),
             wants: Wants::default(),
             targets_max: TARGETS_MAX,
         }
@@ -126,7 +136,7 @@ impl Schedule {
     /// Adds a due delivery that was found in the database, in whatever order: earlier ones of its key may be there as well.
     pub fn offer_found(&mut self, due: Due, now: Moment) -> Offer {
         if let (Some(key), false) = (due.order, self.known.contains(&due.id)) {
-            self.targets.entry((due.tenant, due.target)).or_default().doubt_key(key);
+            self.targets.entry((due.tenant, due.target)).or_default().doubt_line((key, Kind::of(&due)));
         }
         self.add(due, now, false)
     }
@@ -137,13 +147,19 @@ impl Schedule {
     }
 
     /// Adds what a refill brought; `more`: there is still more in the database.
-    pub fn refill(&mut self, at: TargetRef, rows: impl IntoIterator<Item = Due>, more: bool, now: Moment) {
+    pub fn refill(
+        &mut self,
+        (at, kind): BacklogRef,
+        rows: impl IntoIterator<Item = Due>,
+        more: bool,
+        now: Moment,
+    ) {
         let mut left = more;
         for due in rows {
             left = self.add(due, now, true) == Offer::Left || left;
         }
         if let Some(target) = self.targets.get_mut(&at) {
-            target.refilled(left);
+            target.refilled(kind, left);
             self.list(at, now);
         }
     }
@@ -158,9 +174,10 @@ impl Schedule {
         let taken = match due.order {
             Some(key) => {
                 self.ordered.insert(at);
-                let taken = target.offer_ordered(key, due, full);
-                if !taken && target.wants_key(key) {
-                    self.wants.keys.push((at, key));
+                let line = (key, Kind::of(&due));
+                let taken = target.offer_ordered(line, due, full);
+                if !taken && target.wants_key(line) {
+                    self.wants.keys.push((at, line));
                 }
                 taken
             }
@@ -175,23 +192,23 @@ impl Schedule {
     }
 
     /// Takes the first deliveries of an order key, in their order; `complete`: there are no others.
-    pub fn key_loaded(&mut self, (at, key): KeyRef, rows: Vec<(Due, Moment)>, complete: bool, now: Moment) {
+    pub fn key_loaded(&mut self, (at, line): KeyRef, rows: Vec<(Due, Moment)>, complete: bool, now: Moment) {
         let Some(target) = self.targets.get_mut(&at) else { return };
-        for id in target.load_key(key, rows, complete) {
+        for id in target.load_key(line, rows, complete) {
             self.known.insert(id);
         }
-        if target.wants_key(key) {
-            self.wants.keys.push((at, key));
+        if target.wants_key(line) {
+            self.wants.keys.push((at, line));
         }
         self.list(at, now);
     }
 
     /// The load of a key failed: it is asked for again.
-    pub fn key_not_loaded(&mut self, (at, key): KeyRef) {
+    pub fn key_not_loaded(&mut self, (at, line): KeyRef) {
         if let Some(target) = self.targets.get_mut(&at) {
-            target.forget_load(key);
-            if target.wants_key(key) {
-                self.wants.keys.push((at, key));
+            target.forget_load(line);
+            if target.wants_key(line) {
+                self.wants.keys.push((at, line));
             }
         }
     }
@@ -204,8 +221,10 @@ impl Schedule {
     /// Puts a receiver that may be called now into the rings, or sets a timer for it.
     fn list(&mut self, at: TargetRef, now: Moment) {
         let Some(target) = self.targets.get_mut(&at) else { return };
-        if target.wants_refill() {
-            self.wants.refills.push(at);
+        for kind in Kind::BOTH {
+            if target.wants_refill(kind) {
+                self.wants.refills.push((at, kind));
+            }
         }
         if target.listed {
             return;
@@ -282,13 +301,23 @@ impl Schedule {
                 self.parked.push_back(at);
                 continue;
             }
+            if self.replays_in_flight * 2 >= self.places && !target.has_live() {
+                target.replays_parked = true;
+                self.parked_replays.push_back(at);
+                self.list(at, now);
+                continue;
+            }
             if let Some(wait) = rate(at) {
                 target.hold(now + wait.max(Duration::from_micros(100)));
                 self.list(at, now);
                 continue;
             }
-            let Some(Taken { due, unproven }) = target.take(now) else { continue };
+            let Some(Taken { due, unproven }) = target.take(now) else {
+                self.list(at, now);
+                continue;
+            };
             self.in_flight += 1;
+            self.replays_in_flight += usize::from(due.replay);
             self.unproven_in_flight += usize::from(unproven);
             self.list(at, now);
             return Some(due);
@@ -306,6 +335,8 @@ impl Schedule {
         let at = (due.tenant, due.target);
         self.known.remove(&due.id);
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.replays_in_flight = self.replays_in_flight.saturating_sub(usize::from(due.replay));
+        self.unpark_replays(now);
         let Some(target) = self.targets.get_mut(&at) else { return };
         let back = target.land(due, landing, now);
         if back.unproven {
@@ -318,8 +349,10 @@ impl Schedule {
         for id in back.dropped {
             self.known.remove(&id);
         }
-        if let (Some(key), true) = (due.order, due.order.is_some_and(|key| target.wants_key(key))) {
-            self.wants.keys.push((at, key));
+        for line in due.order.into_iter().flat_map(|key| Kind::BOTH.map(|kind| (key, kind))) {
+            if target.wants_key(line) {
+                self.wants.keys.push((at, line));
+            }
         }
         if target.is_idle() && !target.is_memorable() {
             self.targets.remove(&at);
@@ -345,6 +378,18 @@ impl Schedule {
         }
     }
 
+    fn unpark_replays(&mut self, now: Moment) {
+        if self.replays_in_flight * 2 >= self.places {
+            return;
+        }
+        if let Some(at) = self.parked_replays.pop_front() {
+            if let Some(target) = self.targets.get_mut(&at) {
+                target.replays_parked = false;
+            }
+            self.list(at, now);
+        }
+    }
+
     /// Forgets what waits in lanes that are not kept (it is in the database); what is in flight stays.
     pub fn keep_lanes(&mut self, keep: impl Fn(TargetRef) -> bool, now: Moment) {
         for (at, target) in &mut self.targets {
@@ -359,11 +404,13 @@ impl Schedule {
         self.ring.clear();
         self.timers.clear();
         self.parked.clear();
+        self.parked_replays.clear();
         self.wants = Wants::default();
         let all: Vec<TargetRef> = self.targets.keys().copied().collect();
         for at in all {
             if let Some(target) = self.targets.get_mut(&at) {
                 target.listed = false;
+                target.replays_parked = false;
                 target.timer_at = None;
                 self.wants.keys.extend(target.ask_again().into_iter().map(|key| (at, key)));
             }

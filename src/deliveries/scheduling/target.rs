@@ -4,15 +4,18 @@
 //! and 503: it slows the receiver, not one message. After ten failures in a row the breaker opens: the receiver is left
 //! alone for 1 s, 2 s, 4 s, … up to a minute, and then gets a single probe.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::Moment;
+use super::backlog::{Backlog, Kind};
 use crate::deliveries::Due;
 use crate::ids::DeliveryId;
 
 /// Deliveries of one receiver that are held in memory; the rest waits in the database.
 const HELD_MAX: usize = 512;
+/// Replayed ones go a few at a time.
+const REPLAYS_HELD_MAX: usize = 128;
 /// Deliveries of one order key that are held in memory.
 pub const HELD_PER_KEY_MAX: usize = 16;
 /// The window of a receiver of which nothing is known yet.
@@ -37,6 +40,10 @@ impl Default for Policy {
         Self { cap: 32, paused: false }
     }
 }
+
+/// What waits of an order key: the live, or the replayed. Each goes in its own order, and only one of them all is in
+/// flight.
+pub(super) type Line = (i64, Kind);
 
 /// What became of a delivery that was in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,15 +74,12 @@ pub enum LandingAnswer {
 )]
 struct Key {
     waiting: VecDeque<(Due, Moment)>,
-    busy: bool,
     /// All that waits in the database is here as well.
     complete: bool,
     loading: bool,
     /// Something came while it was loading.
     dirty: bool,
     listed: bool,
-    /// What waited was forgotten while one was in flight, and nothing was offered since.
-    forgotten: bool,
 }
 
 impl Key {
@@ -91,22 +95,18 @@ impl Key {
 
 /// One receiver.
 #[derive(Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "independent marks; an enum would have to hold their product"
-)]
 pub(super) struct Target {
     policy: Policy,
-    live: VecDeque<Due>,
-    replays: VecDeque<Due>,
-    keys: HashMap<i64, Key>,
-    /// Keys whose first delivery may go, in their turn.
-    ready_keys: VecDeque<i64>,
-    /// Keys whose first delivery waits for its next try.
-    late_keys: Vec<(Moment, i64)>,
-    /// There is more in the database.
-    more: bool,
-    refilling: bool,
+    live: Backlog,
+    replays: Backlog,
+    keys: HashMap<Line, Key>,
+    /// Order keys of which one is in flight.
+    busy: HashSet<i64>,
+    /// Lines whose first delivery may go, in their turn.
+    ready_live: VecDeque<i64>,
+    ready_replays: VecDeque<i64>,
+    /// Lines whose first delivery waits for its next try.
+    late_keys: Vec<(Moment, Line)>,
     window: usize,
     in_flight: usize,
     replays_in_flight: usize,
@@ -118,6 +118,8 @@ pub(super) struct Target {
     pub(super) timer_at: Option<Moment>,
     /// Stands in a ring, or is parked.
     pub(super) listed: bool,
+    /// It has replays only, and they wait for a place that replays may have.
+    pub(super) replays_parked: bool,
     /// It has answered well, and not badly since.
     pub(super) proven: bool,
 }
@@ -126,13 +128,13 @@ impl Default for Target {
     fn default() -> Self {
         Self {
             policy: Policy::default(),
-            live: VecDeque::new(),
-            replays: VecDeque::new(),
+            live: Backlog::new(HELD_MAX),
+            replays: Backlog::new(REPLAYS_HELD_MAX),
             keys: HashMap::new(),
-            ready_keys: VecDeque::new(),
+            busy: HashSet::new(),
+            ready_live: VecDeque::new(),
+            ready_replays: VecDeque::new(),
             late_keys: Vec::new(),
-            more: false,
-            refilling: false,
             window: WINDOW_FIRST,
             in_flight: 0,
             replays_in_flight: 0,
@@ -142,6 +144,7 @@ impl Default for Target {
             opened: 0,
             timer_at: None,
             listed: false,
+            replays_parked: false,
             proven: false,
         }
     }
@@ -163,7 +166,10 @@ pub(super) struct Back {
 impl Target {
     pub(super) fn set_policy(&mut self, policy: Policy) {
         // What came while nothing was sent may have been left in the database.
-        self.more = self.more || (self.policy.paused && !policy.paused);
+        if self.policy.paused && !policy.paused {
+            self.live.look_again();
+            self.replays.look_again();
+        }
         self.policy = policy;
     }
 
@@ -183,19 +189,35 @@ impl Target {
             return None;
         }
         self.wake_keys(now);
-        let replays_may = !self.replays.is_empty() && self.replays_in_flight < (self.limit() / 4).max(1);
-        if !self.live.is_empty() || !self.ready_keys.is_empty() || replays_may {
+        if self.has_live() || (self.replays_may() && !self.replays_parked && self.has_replays()) {
             return Some(self.hold_until.max(now));
         }
         self.late_keys.iter().map(|(when, _)| (*when).max(self.hold_until)).min()
     }
 
+    /// Something live may go, if the receiver may be called.
+    pub(super) fn has_live(&self) -> bool {
+        !self.live.is_empty() || !self.ready_live.is_empty()
+    }
+
+    fn has_replays(&self) -> bool {
+        !self.replays.is_empty() || !self.ready_replays.is_empty()
+    }
+
+    /// A quarter of the window is for replays.
+    fn replays_may(&self) -> bool {
+        self.replays_in_flight < (self.limit() / 4).max(1)
+    }
+
     fn wake_keys(&mut self, now: Moment) {
-        let Self { late_keys, ready_keys, .. } = self;
-        late_keys.retain(|(when, key)| {
+        let Self { late_keys, ready_live, ready_replays, .. } = self;
+        late_keys.retain(|(when, (key, kind))| {
             let due = *when <= now;
             if due {
-                ready_keys.push_back(*key);
+                match kind {
+                    Kind::Live => ready_live.push_back(*key),
+                    Kind::Replays => ready_replays.push_back(*key),
+                }
             }
             !due
         });
@@ -205,105 +227,105 @@ impl Target {
         self.hold_until = self.hold_until.max(until);
     }
 
-    /// A delivery without an order. While some were left in the database, those that come later are left there too,
-    /// but for a refill, or they would overtake them again and again.
+    fn backlog(&mut self, kind: Kind) -> &mut Backlog {
+        match kind {
+            Kind::Live => &mut self.live,
+            Kind::Replays => &mut self.replays,
+        }
+    }
+
+    /// A delivery without an order.
     pub(super) fn offer_free(&mut self, due: Due, full: bool, refill: bool) -> bool {
-        if !refill && (self.more || self.refilling) {
-            self.more = true;
-            return false;
-        }
-        if full || self.live.len() + self.replays.len() >= HELD_MAX {
-            self.more = true;
-            return false;
-        }
-        if due.replay {
-            self.replays.push_back(due);
-        } else {
-            self.live.push_back(due);
-        }
-        true
+        self.backlog(Kind::of(&due)).offer(due, full, refill)
     }
 
     /// A refill came; `more`: there is still more in the database.
-    pub(super) fn refilled(&mut self, more: bool) {
-        self.refilling = false;
-        self.more = self.more || more;
+    pub(super) fn refilled(&mut self, kind: Kind, more: bool) {
+        self.backlog(kind).refilled(more);
     }
 
-    pub(super) fn wants_refill(&mut self) -> bool {
-        let wants = self.more && !self.refilling && self.live.len() + self.replays.len() < HELD_MAX / 4;
-        if wants {
-            self.refilling = true;
-            self.more = false;
-        }
-        wants
+    pub(super) fn wants_refill(&mut self, kind: Kind) -> bool {
+        self.backlog(kind).wants_refill()
     }
 
     /// A delivery of an ordered receiver. It may be taken only where all earlier ones of its key are known.
-    pub(super) fn offer_ordered(&mut self, key: i64, due: Due, full: bool) -> bool {
-        let state = self.keys.entry(key).or_default();
-        state.forgotten = false;
+    pub(super) fn offer_ordered(&mut self, line: Line, due: Due, full: bool) -> bool {
+        let state = self.keys.entry(line).or_default();
         let in_order = state.waiting.back().is_none_or(|(last, _)| last.position < due.position);
         if !full && state.complete && in_order && state.waiting.len() < HELD_PER_KEY_MAX {
             state.waiting.push_back((due, Moment::ZERO));
-            self.list_key(key);
+            self.list_line(line);
             return true;
         }
         state.doubt();
         false
     }
 
-    /// Of no key all is known for sure any more. `false`: there is none.
+    /// Of no line all is known for sure any more. `false`: there is none.
     pub(super) fn doubt(&mut self) -> bool {
         self.keys.values_mut().for_each(Key::doubt);
         !self.keys.is_empty()
     }
 
-    /// Of this key not all is known for sure any more.
-    pub(super) fn doubt_key(&mut self, key: i64) {
-        self.keys.get_mut(&key).into_iter().for_each(Key::doubt);
+    /// Of this line not all is known for sure any more.
+    pub(super) fn doubt_line(&mut self, line: Line) {
+        self.keys.get_mut(&line).into_iter().for_each(Key::doubt);
     }
 
-    /// Whether the first deliveries of the key have to be looked up; asked for once.
-    pub(super) fn wants_key(&mut self, key: i64) -> bool {
-        let Some(state) = self.keys.get_mut(&key) else { return false };
-        let wants = !state.complete && !state.loading && !state.busy && state.waiting.is_empty();
+    /// Whether the first deliveries of the line have to be looked up; asked for once. While one of the key is in flight
+    /// nobody asks, or its row would be taken for one that waits.
+    pub(super) fn wants_key(&mut self, line: Line) -> bool {
+        let busy = self.busy.contains(&line.0);
+        let Some(state) = self.keys.get_mut(&line) else { return false };
+        let wants = !state.complete && !state.loading && !busy && state.waiting.is_empty();
         state.loading = state.loading || wants;
         wants
     }
 
-    pub(super) fn forget_load(&mut self, key: i64) {
-        if let Some(state) = self.keys.get_mut(&key) {
+    pub(super) fn forget_load(&mut self, line: Line) {
+        if let Some(state) = self.keys.get_mut(&line) {
             state.loading = false;
         }
     }
 
-    pub(super) fn load_key(&mut self, key: i64, rows: Vec<(Due, Moment)>, complete: bool) -> Vec<DeliveryId> {
-        let state = self.keys.entry(key).or_default();
+    pub(super) fn load_key(
+        &mut self,
+        line: Line,
+        rows: Vec<(Due, Moment)>,
+        complete: bool,
+    ) -> Vec<DeliveryId> {
+        let busy = self.busy.contains(&line.0);
+        let state = self.keys.entry(line).or_default();
         state.loading = false;
-        if state.busy || !state.waiting.is_empty() {
+        if busy || !state.waiting.is_empty() {
             return Vec::new();
         }
         let ids = rows.iter().map(|(due, _)| due.id).collect();
         state.complete = complete && !std::mem::take(&mut state.dirty);
         state.waiting = rows.into();
-        if state.waiting.is_empty() && state.complete {
-            self.keys.remove(&key);
-        } else {
-            self.list_key(key);
-        }
+        self.settle(line);
         ids
     }
 
-    /// The key's first delivery may go now or later.
-    fn list_key(&mut self, key: i64) {
-        let Some(state) = self.keys.get_mut(&key) else { return };
-        if state.busy || state.listed {
+    /// Forgets a line with nothing in it; the first delivery of any other may go now or later.
+    fn settle(&mut self, line: Line) {
+        if self.keys.get(&line).is_some_and(|state| state.waiting.is_empty() && state.complete) {
+            self.keys.remove(&line);
+        } else {
+            self.list_line(line);
+        }
+    }
+
+    /// The line's first delivery may go now or later; while one of its key is in flight, when that has landed.
+    fn list_line(&mut self, line: Line) {
+        let busy = self.busy.contains(&line.0);
+        let Some(state) = self.keys.get_mut(&line) else { return };
+        if busy || state.listed {
             return;
         }
         if let Some((_, when)) = state.waiting.front() {
             state.listed = true;
-            self.late_keys.push((*when, key));
+            self.late_keys.push((*when, line));
         }
     }
 
@@ -318,18 +340,34 @@ impl Target {
     }
 
     fn take_next(&mut self) -> Option<Due> {
-        // Keys and free deliveries of one receiver do not mix but while its ordering is changed.
-        if let Some(key) = self.ready_keys.pop_front() {
-            if let Some(state) = self.keys.get_mut(&key) {
-                state.listed = false;
-                if let Some((due, _)) = state.waiting.pop_front() {
-                    state.busy = true;
-                    return Some(due);
-                }
-            }
-            return self.take_next();
+        // Lines and free deliveries of one receiver do not mix but while its ordering is changed.
+        if let Some(due) = self.take_line(Kind::Live).or_else(|| self.live.pop()) {
+            return Some(due);
         }
-        self.live.pop_front().or_else(|| self.replays.pop_front())
+        if !self.replays_may() || self.replays_parked {
+            return None;
+        }
+        self.take_line(Kind::Replays).or_else(|| self.replays.pop())
+    }
+
+    /// The first delivery of the line whose turn it is.
+    fn take_line(&mut self, kind: Kind) -> Option<Due> {
+        loop {
+            let key = match kind {
+                Kind::Live => self.ready_live.pop_front(),
+                Kind::Replays => self.ready_replays.pop_front(),
+            }?;
+            let Some(state) = self.keys.get_mut(&(key, kind)) else { continue };
+            state.listed = false;
+            // The other line of the key is in flight; this one is listed again when that has landed.
+            if self.busy.contains(&key) {
+                continue;
+            }
+            if let Some((due, _)) = state.waiting.pop_front() {
+                self.busy.insert(key);
+                return Some(due);
+            }
+        }
     }
 
     pub(super) fn land(&mut self, due: &Due, landing: Landing, now: Moment) -> Back {
@@ -348,29 +386,23 @@ impl Target {
 
     fn land_ordered(&mut self, due: &Due, landing: Landing, now: Moment, back: &mut Back) {
         let Some(key) = due.order else { return };
-        let Some(state) = self.keys.get_mut(&key) else { return };
-        if state.forgotten {
-            // It is another's now, or is found again.
-            self.keys.remove(&key);
-            return;
-        }
-        state.busy = false;
-        match landing.again_in {
-            Some(wait) => {
-                state.waiting.push_front((*due, now + wait));
-                back.kept = Some(due.id);
+        self.busy.remove(&key);
+        if let Some(state) = self.keys.get_mut(&(key, Kind::of(due))) {
+            match landing.again_in {
+                Some(wait) => {
+                    state.waiting.push_front((*due, now + wait));
+                    back.kept = Some(due.id);
+                }
+                None if landing.answer == LandingAnswer::NotCalled => {
+                    // Something else happened to it: what is in memory may not be true any more.
+                    back.dropped = state.waiting.drain(..).map(|(due, _)| due.id).collect();
+                    state.complete = false;
+                }
+                None => {}
             }
-            None if landing.answer == LandingAnswer::NotCalled => {
-                // Something else happened to it: what is in memory may not be true any more.
-                back.dropped = state.waiting.drain(..).map(|(due, _)| due.id).collect();
-                state.complete = false;
-            }
-            None => {}
         }
-        if state.waiting.is_empty() && state.complete {
-            self.keys.remove(&key);
-        } else {
-            self.list_key(key);
+        for kind in Kind::BOTH {
+            self.settle((key, kind));
         }
     }
 
@@ -410,12 +442,7 @@ impl Target {
 
     /// Nothing to remember: no work, and no memory of a bad time.
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0
-            && self.live.is_empty()
-            && self.replays.is_empty()
-            && self.keys.is_empty()
-            && !self.more
-            && !self.refilling
+        self.in_flight == 0 && self.live.is_idle() && self.replays.is_idle() && self.keys.is_empty()
     }
 
     /// Worth remembering while there is no work: it answered well, or it has a bad time.
@@ -423,27 +450,21 @@ impl Target {
         self.proven || self.failures > 0 || self.policy != Policy::default()
     }
 
-    /// The keys that are being looked up: the question was withdrawn, and is put again.
-    pub(super) fn ask_again(&mut self) -> Vec<i64> {
-        if std::mem::take(&mut self.refilling) {
-            self.more = true;
-        }
-        self.keys.iter().filter(|(_, state)| state.loading).map(|(key, _)| *key).collect()
+    /// The lines that are being looked up: the question was withdrawn, and is put again.
+    pub(super) fn ask_again(&mut self) -> Vec<Line> {
+        self.live.ask_again();
+        self.replays.ask_again();
+        self.keys.iter().filter(|(_, state)| state.loading).map(|(line, _)| *line).collect()
     }
 
-    /// Forgets what waits. Of a key with one in flight that much is remembered, or a second one would take off.
+    /// Forgets what waits. What is in flight stays, and keeps its order key busy.
     pub(super) fn clear(&mut self) -> Vec<DeliveryId> {
-        let mut ids: Vec<DeliveryId> =
-            self.live.drain(..).chain(self.replays.drain(..)).map(|due| due.id).collect();
-        self.keys.retain(|_, state| {
-            ids.extend(state.waiting.drain(..).map(|(due, _)| due.id));
-            *state = Key { busy: state.busy, forgotten: true, ..Key::default() };
-            state.busy
-        });
-        self.ready_keys.clear();
+        let keyed = self.keys.drain().flat_map(|(_, state)| state.waiting.into_iter().map(|(due, _)| due));
+        let ids = self.live.drain().chain(self.replays.drain()).chain(keyed).map(|due| due.id).collect();
+        self.ready_live.clear();
+        self.ready_replays.clear();
         self.late_keys.clear();
-        self.more = false;
-        self.refilling = false;
+        self.replays_parked = false;
         self.timer_at = None;
         self.listed = false;
         ids

@@ -131,11 +131,74 @@ fn replays_give_way() {
     assert_eq!(schedule.take(NOW, free).map(|due| due.replay), Some(false));
 }
 
+#[test]
+fn replays_of_many_receivers_leave_places_to_what_is_live() {
+    let mut schedule = Schedule::new(8, 10_000);
+    for target in 100..200 {
+        schedule.offer(due(1, target), NOW);
+        let first = schedule.take(NOW, free).expect("one");
+        schedule.landed(&first, WELL, NOW);
+    }
+    for target in 100..200 {
+        schedule.offer(Due { replay: true, ..due(1, target) }, NOW);
+    }
+    let mut flying: Vec<Due> = std::iter::from_fn(|| schedule.take(NOW, free)).collect();
+    assert_eq!(flying.len(), 4, "half of the places");
+    schedule.offer(due(1, 199), NOW);
+    assert_eq!(schedule.take(NOW, free).map(|due| due.replay), Some(false), "its replay waits, it does not");
+    let mut sent = 0;
+    while let Some(done) = flying.pop() {
+        sent += 1;
+        schedule.landed(&done, WELL, NOW);
+        flying.extend(std::iter::from_fn(|| schedule.take(NOW, free)));
+    }
+    assert_eq!(sent, 100, "all get their turn");
+}
+
+#[test]
+fn a_replay_that_waits_for_its_next_try_blocks_nothing_live_of_its_key() {
+    let mut schedule = Schedule::new(8, 100);
+    let replay = Due { order: Some(7), position: 1, replay: true, ..due(1, 1) };
+    let live = Due { order: Some(7), position: 1, ..due(1, 1) };
+    let at = (replay.tenant, replay.target);
+    schedule.offer(replay, NOW);
+    schedule.key_loaded((at, (7, Kind::Replays)), vec![(replay, NOW)], true, NOW);
+    let flying = schedule.take(NOW, free).expect("the replay");
+    schedule.offer(live, NOW);
+    assert_eq!(schedule.wants().keys, [(at, (7, Kind::Replays))], "while it flies nobody asks for its key");
+    assert_eq!(schedule.take(NOW, free), None, "one of a key at a time");
+    schedule.landed(
+        &flying,
+        Landing { answer: LandingAnswer::Badly, again_in: Some(Duration::from_mins(1)) },
+        NOW,
+    );
+    assert_eq!(schedule.wants().keys, [(at, (7, Kind::Live))]);
+    schedule.key_loaded((at, (7, Kind::Live)), vec![(live, NOW)], true, NOW);
+    assert_eq!(schedule.take(NOW, free), Some(live));
+}
+
+#[test]
+fn a_long_replay_leaves_no_live_delivery_in_the_database() {
+    let mut schedule = Schedule::new(8, 100_000);
+    let replay = || Due { replay: true, ..due(1, 1) };
+    let taken = (0..1000).filter(|_| schedule.offer(replay(), NOW) == Offer::Taken).count();
+    assert!((1..512).contains(&taken), "a few of them are held: {taken}");
+    assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken, "there is room for what is live");
+    assert_eq!(schedule.take(NOW, free).map(|due| due.replay), Some(false));
+    // Also while replays are refilled.
+    let at = (TenantId::from_uuid(Uuid::from_u128(1)), Uuid::from_u128(1));
+    while schedule.wants().refills != [(at, Kind::Replays)] {
+        let next = schedule.take(NOW, free).expect("one of them");
+        schedule.landed(&next, WELL, NOW);
+    }
+    assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken);
+}
+
 /// Waiting deliveries as the database holds them, by receiver and key, in the order of their positions.
 #[derive(Default)]
 struct Model {
-    rows: BTreeMap<(TargetRef, i64), BTreeMap<i64, (Due, Moment)>>,
-    ended: HashMap<(TargetRef, i64), Vec<i64>>,
+    rows: BTreeMap<KeyRef, BTreeMap<i64, (Due, Moment)>>,
+    ended: HashMap<KeyRef, Vec<i64>>,
     published: usize,
 }
 
@@ -169,7 +232,7 @@ impl Model {
     }
 
     fn land(&mut self, schedule: &mut Schedule, due: Due, again: bool, now: Moment) {
-        let at = ((due.tenant, due.target), due.order.expect("ordered"));
+        let at = ((due.tenant, due.target), (due.order.expect("ordered"), Kind::of(&due)));
         let again_in = again.then_some(Duration::from_millis(50));
         if let Some(wait) = again_in {
             self.rows.entry(at).or_default().insert(due.position, (due, now + wait));
@@ -218,24 +281,24 @@ proptest! {
 
     #[test]
     fn of_a_key_one_is_in_flight_and_the_order_is_kept(
-        steps in proptest::collection::vec((0u8..9, 0u128..2, 0i64..3), 1..500),
+        steps in proptest::collection::vec((0u8..10, 0u128..2, 0i64..3), 1..500),
     ) {
         let (mut model, mut schedule) = (Model::default(), Schedule::new(8, 10_000));
         let mut gap = false;
         let (mut now, mut flying): (Moment, Vec<Due>) = (NOW, Vec::new());
         for (position, (step, target, key)) in (1i64..).zip(steps) {
             match step {
-                0 | 1 => {
-                    let due = Due { order: Some(key), position, ..due(1, target) };
-                    model.rows.entry(((due.tenant, due.target), key)).or_default().insert(position, (due, Moment::ZERO));
+                0 | 1 | 9 => {
+                    let due = Due { order: Some(key), position, replay: step == 9, ..due(1, target) };
+                    model.rows.entry(((due.tenant, due.target), (key, Kind::of(&due)))).or_default().insert(position, (due, Moment::ZERO));
                     model.published += 1;
                     if std::mem::take(&mut gap) { schedule.doubt(); }
                     schedule.offer(due, now);
                 }
                 // Another process publishes, or there is no room to hand it over.
                 5 | 6 => {
-                    let due = Due { order: Some(key), position, ..due(1, target) };
-                    model.rows.entry(((due.tenant, due.target), key)).or_default().insert(position, (due, Moment::ZERO));
+                    let due = Due { order: Some(key), position, replay: step == 6, ..due(1, target) };
+                    model.rows.entry(((due.tenant, due.target), (key, Kind::of(&due)))).or_default().insert(position, (due, Moment::ZERO));
                     model.published += 1;
                     gap = true;
                 }

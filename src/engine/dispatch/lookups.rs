@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Dispatcher, News, transmit};
 use crate::clock;
 use crate::db::StoreError;
-use crate::deliveries::scheduling::{KeyRef, Moment, TargetRef, Wants};
+use crate::deliveries::scheduling::{BacklogRef, KeyRef, Moment, TargetRef, Wants};
 use crate::deliveries::store::{self, DueCursor, KeyRows};
 use crate::deliveries::{Due, lane_of};
 use crate::endpoints::health_store::{self, Health};
@@ -37,7 +37,7 @@ pub(super) const GAP: Duration = Duration::from_millis(5);
 pub(super) struct Looked {
     /// `None`: there was no sweep.
     sweep: Option<Sweep>,
-    refills: Vec<(TargetRef, Vec<Due>)>,
+    refills: Vec<(BacklogRef, Vec<Due>)>,
     keys: Vec<KeyRows>,
     asked_keys: Vec<KeyRef>,
     /// What this node holds now, if that was asked.
@@ -112,27 +112,27 @@ impl Dispatcher {
         let landed = std::mem::take(&mut self.landed_meanwhile);
         // Of a lane that was lost meanwhile nothing is taken in.
         let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
-        let refills: Vec<_> = looked.refills.into_iter().filter(|(at, _)| keeps(*at)).collect();
+        let refills: Vec<_> = looked.refills.into_iter().filter(|((at, _), _)| keeps(*at)).collect();
         let asked_keys: Vec<_> = looked.asked_keys.into_iter().filter(|(at, _)| keeps(*at)).collect();
         for (at, rows) in refills {
             let more = rows.len() as i64 == REFILL;
             self.schedule.refill(at, rows.into_iter().filter(|due| !landed.contains(&due.id)), more, now);
         }
         self.landed_meanwhile = landed;
-        for (at, key) in asked_keys {
-            let rows = looked.keys.iter().find(|rows| rows.target == at && rows.key == key);
+        for (at, line) in asked_keys {
+            let rows = looked.keys.iter().find(|rows| rows.target == at && rows.line == line);
             let landed = |due: &Due| self.landed_meanwhile.contains(&due.id);
             match rows {
                 // What landed meanwhile may be shown as it was before: ask again.
                 Some(found) if found.rows.iter().any(|(due, _)| landed(due)) => {
-                    self.schedule.key_not_loaded((at, key));
+                    self.schedule.key_not_loaded((at, line));
                 }
                 Some(found) => {
                     let rows: Vec<(Due, Moment)> =
                         found.rows.iter().map(|(due, wait)| (*due, now + *wait)).collect();
-                    self.schedule.key_loaded((at, key), rows, found.complete, now);
+                    self.schedule.key_loaded((at, line), rows, found.complete, now);
                 }
-                None => self.schedule.key_loaded((at, key), Vec::new(), true, now),
+                None => self.schedule.key_loaded((at, line), Vec::new(), true, now),
             }
         }
         self.landed_meanwhile.clear();

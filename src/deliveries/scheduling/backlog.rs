@@ -1,0 +1,103 @@
+//! [pure] What waits for one receiver without an order: the first of it in memory, the rest in the database.
+//!
+//! A receiver has two: what is live, and what is replayed. Each is filled and refilled by itself, so that a long replay
+//! leaves no live delivery in the database. Called by `target` only.
+
+use std::collections::VecDeque;
+
+use crate::deliveries::Due;
+
+/// Live or replayed?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// It goes first.
+    Live,
+    /// It gives way.
+    Replays,
+}
+
+impl Kind {
+    /// What is live goes first.
+    pub const BOTH: [Self; 2] = [Self::Live, Self::Replays];
+
+    /// Of which kind a delivery is.
+    pub fn of(due: &Due) -> Self {
+        if due.replay { Self::Replays } else { Self::Live }
+    }
+}
+
+/// First come, first served.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    waiting: VecDeque<Due>,
+    held_max: usize,
+    /// There is more in the database.
+    more: bool,
+    refilling: bool,
+}
+
+impl Backlog {
+    pub(super) fn new(held_max: usize) -> Self {
+        Self { waiting: VecDeque::new(), held_max, more: false, refilling: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Nothing here, and nothing known of in the database.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && !self.more && !self.refilling
+    }
+
+    /// While some were left in the database, those that come later are left there too, but for a refill, or they would
+    /// overtake them again and again.
+    pub(super) fn offer(&mut self, due: Due, full: bool, refill: bool) -> bool {
+        let behind = !refill && (self.more || self.refilling);
+        if behind || full || self.waiting.len() >= self.held_max {
+            self.more = true;
+            return false;
+        }
+        self.waiting.push_back(due);
+        true
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Due> {
+        self.waiting.pop_front()
+    }
+
+    /// Some may be in the database that nobody offered.
+    pub(super) fn look_again(&mut self) {
+        self.more = true;
+    }
+
+    /// Asked for once.
+    pub(super) fn wants_refill(&mut self) -> bool {
+        let wants = self.more && !self.refilling && self.waiting.len() < self.held_max / 4;
+        if wants {
+            self.refilling = true;
+            self.more = false;
+        }
+        wants
+    }
+
+    /// A refill came; `more`: there is still more in the database.
+    pub(super) fn refilled(&mut self, more: bool) {
+        self.refilling = false;
+        self.more = self.more || more;
+    }
+
+    /// The question was withdrawn, and is put again.
+    pub(super) fn ask_again(&mut self) {
+        if std::mem::take(&mut self.refilling) {
+            self.more = true;
+        }
+    }
+
+    /// Forgets everything; it is in the database.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Due> {
+        self.more = false;
+        self.refilling = false;
+        std::mem::take(&mut self.waiting).into_iter()
+    }
+}
