@@ -24,6 +24,7 @@ pub mod jobs;
 pub mod nodes;
 pub mod secrets;
 pub mod tenants;
+pub mod workers;
 
 // What all of them stand on.
 pub mod backoff;
