@@ -48,7 +48,9 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
         == PURGE_BATCH
     {}
     while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
-    while workers::store::purge(&shared.db, shared.config.retention, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    while workers::store::purge(&shared.db, shared.config.retention, PURGE_BATCH).await? as i64 == PURGE_BATCH
+    {
+    }
     while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     Ok(())
 }

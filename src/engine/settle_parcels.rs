@@ -50,9 +50,15 @@ async fn settle_one(shared: &Shared, held: &Held, delivered: Option<Duration>) {
     }
     match store::release(&shared.db, held).await {
         Ok(back) => {
-            tracing::info!(jobs = back.len(), "a worker vanished before it was answered: {} jobs are given back", back.len());
+            tracing::info!(
+                jobs = back.len(),
+                "a worker vanished before it was answered: {} jobs are given back",
+                back.len()
+            );
             shared.wakeups.jobs.notify_one();
         }
-        Err(error) => tracing::warn!(%error, "{count} jobs of a worker that vanished cannot be given back; their leases will expire"),
+        Err(error) => {
+            tracing::warn!(%error, "{count} jobs of a worker that vanished cannot be given back; their leases will expire")
+        }
     }
 }

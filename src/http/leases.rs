@@ -123,7 +123,8 @@ pub async fn extend(
     for one in extended.values() {
         shared.sightings.saw(caller.tenant, &one.kind, &one.worker);
     }
-    let view = |(text, key): (&String, &Option<LeaseKey>)| match key.and_then(|key| extended.get(&key.token)) {
+    let view = |(text, key): (&String, &Option<LeaseKey>)| match key.and_then(|key| extended.get(&key.token))
+    {
         Some(one) => json!({
             "lease": text, "status": 200, "expires_at": clock::rfc3339(one.expires_at), "cancelled": one.cancelled,
         }),
@@ -150,7 +151,8 @@ pub async fn report(
     let reports: Vec<Result<Report, ApiError>> =
         items.into_iter().map(|item| item.report.map_err(ApiError::from)).collect();
     let for_task = shared.clone();
-    let answers = shared.tasks.run(async move { carry_out(&for_task, &caller, &kinds, reports).await }).await??;
+    let answers =
+        shared.tasks.run(async move { carry_out(&for_task, &caller, &kinds, reports).await }).await??;
     let view = |(lease, answer): (Value, Result<(), ApiError>)| match answer {
         Ok(()) => json!({ "lease": lease, "status": 200 }),
         Err(error) => {
@@ -228,7 +230,8 @@ async fn carry_out_round(
     if !lost.is_empty() {
         cancel(shared, store::look_up(&shared.db, &keys(&lost)).await?).await?;
         let before = store::reported(&shared.db, &keys(&lost)).await?;
-        let same = |(_, report, key): &&&(usize, &Report, LeaseKey)| before.get(&key.token) == Some(&report.outcome);
+        let same =
+            |(_, report, key): &&&(usize, &Report, LeaseKey)| before.get(&key.token) == Some(&report.outcome);
         done.extend(lost.iter().filter(same).map(|(_, _, key)| key.token));
     }
     Ok(round.iter().filter(|(_, _, key)| done.contains(&key.token)).map(|(index, _, _)| *index).collect())

@@ -13,10 +13,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
-use super::{Job, Told, Tries};
 use super::lease_store::Lease;
 use super::queue_limit::{QueueLimit, QueueLimits};
 use super::turns::{self, Line, Share};
+use super::{Job, Told, Tries};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError};
 use crate::ids::TenantId;

@@ -69,7 +69,9 @@ impl Scope {
     pub fn word(&self) -> Cow<'static, str> {
         match self {
             Self::WorkersOf(kind) => format!("workers:{kind}").into(),
-            other => Self::WORDS.iter().find(|(_, scope)| scope == other).map_or("admin", |(word, _)| word).into(),
+            other => {
+                Self::WORDS.iter().find(|(_, scope)| scope == other).map_or("admin", |(word, _)| word).into()
+            }
         }
     }
 
@@ -77,7 +79,8 @@ impl Scope {
     pub fn parse(word: &str) -> Option<Self> {
         let known = Self::WORDS.iter().find(|(name, _)| *name == word).map(|(_, scope)| scope.clone());
         known.or_else(|| {
-            let kind = word.strip_prefix("workers:").filter(|kind| !kind.is_empty() && !kind.contains('*'))?;
+            let kind =
+                word.strip_prefix("workers:").filter(|kind| !kind.is_empty() && !kind.contains('*'))?;
             Some(Self::WorkersOf(kind.to_owned()))
         })
     }

@@ -111,7 +111,11 @@ pub fn parse(raw: &RawValue) -> Result<Vec<Item<'_>>, Faults> {
     }
     fields.finish(&mut faults);
     let list = faults.result(list)?;
-    Ok(list.into_iter().enumerate().map(|(index, raw)| parse_item(&format!("/reports/{index}"), raw)).collect())
+    Ok(list
+        .into_iter()
+        .enumerate()
+        .map(|(index, raw)| parse_item(&format!("/reports/{index}"), raw))
+        .collect())
 }
 
 fn parse_item<'a>(at: &str, raw: &'a RawValue) -> Item<'a> {
@@ -179,7 +183,9 @@ fn parse_error(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Failed> {
 
 fn parse_told(fields: &mut Fields<'_>, faults: &mut Faults) -> Told {
     let Some(raw) = fields.raw("progress") else { return Told::default() };
-    let Some(mut inner) = Fields::open(fields.pointer("progress"), raw, faults) else { return Told::default() };
+    let Some(mut inner) = Fields::open(fields.pointer("progress"), raw, faults) else {
+        return Told::default();
+    };
     let percent = inner.number("percent", 0.0..=100.0, faults);
     let message = inner.string("message", 0..=1024, faults);
     let checkpoint = parse_limited(&mut inner, "checkpoint", faults);
@@ -251,18 +257,27 @@ mod tests {
     #[test]
     fn each_item_has_its_own_faults() {
         let lease = key(7);
-        assert_eq!(pointers(&format!(r#"{{"lease": "{lease}", "outcome": "succeeded"}}"#)), Vec::<String>::new());
+        assert_eq!(
+            pointers(&format!(r#"{{"lease": "{lease}", "outcome": "succeeded"}}"#)),
+            Vec::<String>::new()
+        );
         assert_eq!(pointers("7"), [""]);
         assert_eq!(pointers("{}"), ["/lease", "/outcome"]);
         assert_eq!(pointers(r#"{"lease": 7, "outcome": "done"}"#), ["/lease", "/outcome"]);
         assert_eq!(pointers(r#"{"lease": "x", "outcome": "failed", "result": 1}"#), ["/result"]);
-        assert_eq!(pointers(r#"{"lease": "x", "outcome": "released", "error": {"message": "m"}}"#), ["/error"]);
+        assert_eq!(
+            pointers(r#"{"lease": "x", "outcome": "released", "error": {"message": "m"}}"#),
+            ["/error"]
+        );
         assert_eq!(
             pointers(r#"{"lease": "x", "outcome": "progress", "progress": {"percent": 101, "stage": 1}}"#),
             ["/progress/percent", "/progress/stage"]
         );
         let long = "x".repeat(RESULT_MAX_BYTES);
-        assert_eq!(pointers(&format!(r#"{{"lease": "x", "outcome": "succeeded", "result": "{long}"}}"#)), ["/result"]);
+        assert_eq!(
+            pointers(&format!(r#"{{"lease": "x", "outcome": "succeeded", "result": "{long}"}}"#)),
+            ["/result"]
+        );
     }
 
     #[test]
@@ -273,10 +288,14 @@ mod tests {
         );
         let raw: Box<RawValue> = serde_json::from_str(&item).expect("JSON");
         let report = parse(&raw).expect("a list").remove(0).report.expect("a report");
-        let Some(TryResult::Failed { error, retryable: true, retry_after: None }) = report.try_result() else {
+        let Some(TryResult::Failed { error, retryable: true, retry_after: None }) = report.try_result()
+        else {
             panic!("not failed");
         };
-        assert_eq!((error.message.len(), error.traceback.map(|text| text.len())), (MESSAGE_MAX, Some(TRACEBACK_MAX)));
+        assert_eq!(
+            (error.message.len(), error.traceback.map(|text| text.len())),
+            (MESSAGE_MAX, Some(TRACEBACK_MAX))
+        );
     }
 
     proptest! {

@@ -74,7 +74,8 @@ pub async fn extend(db: &Db, held: &Held, lease: Duration) -> Result<HashMap<Uui
     .fetch_all(db.relaxed())
     .await?;
     let extended = rows.iter().map(|row| {
-        let one = Extended { expires_at: row.get(1), cancelled: row.get(2), kind: row.get(3), worker: row.get(4) };
+        let one =
+            Extended { expires_at: row.get(1), cancelled: row.get(2), kind: row.get(3), worker: row.get(4) };
         (row.get(0), one)
     });
     Ok(extended.collect())
@@ -132,7 +133,9 @@ pub async fn release(db: &Db, held: &Held) -> Result<HashSet<Uuid>, StoreError> 
 /// # Errors
 /// [`StoreError`].
 pub async fn tell(db: &Db, held: &Held, told: &[&Told]) -> Result<HashSet<Uuid>, StoreError> {
-    let bytes = |json: &Option<Box<serde_json::value::RawValue>>| json.as_ref().map(|raw| raw.get().as_bytes().to_vec());
+    let bytes = |json: &Option<Box<serde_json::value::RawValue>>| {
+        json.as_ref().map(|raw| raw.get().as_bytes().to_vec())
+    };
     let rows = sqlx::query(
         "-- workers::store::tell
         WITH input AS MATERIALIZED (
@@ -237,7 +240,11 @@ pub async fn note_sightings(db: &Db, seen: &[Sighting]) -> Result<(), StoreError
 /// When a worker of this kind was last seen, to within a few seconds, and its name.
 /// # Errors
 /// [`StoreError`].
-pub async fn last_seen(db: &Db, tenant: TenantId, kind: &str) -> Result<Option<(Timestamp, String)>, StoreError> {
+pub async fn last_seen(
+    db: &Db,
+    tenant: TenantId,
+    kind: &str,
+) -> Result<Option<(Timestamp, String)>, StoreError> {
     let row = sqlx::query(
         "-- workers::store::last_seen\nSELECT seen_at, worker FROM ringback.worker_sightings WHERE tenant_id = $1 AND kind = $2",
     )

@@ -174,7 +174,8 @@ mod tests {
     async fn those_who_want_the_same_stand_together_and_share_by_turns() {
         let list = WaitingWorkers::default();
         let until = Instant::now();
-        let places: Vec<_> = [("a", 1), ("b", 9), ("a", 3)].map(|(kind, max)| list.enter(wish(kind, max), until)).into();
+        let places: Vec<_> =
+            [("a", 1), ("b", 9), ("a", 3)].map(|(kind, max)| list.enter(wish(kind, max), until)).into();
         let groups = list.groups();
         assert_eq!(groups.len(), 2);
         let numbers = |max| groups[0].slots(max).iter().map(|member| member.number).collect::<Vec<_>>();

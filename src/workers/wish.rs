@@ -46,13 +46,19 @@ pub fn parse(tenant: TenantId, raw: &RawValue, built_in: &[&str]) -> Result<Wish
     let worker = fields.string("worker", 1..=NAME_MAX, &mut faults);
     let kinds = parse_names(&mut fields, "kinds", &mut faults);
     if kinds.is_none() && !faults.has("/kinds") {
-        fields.fault("kinds", "is missing; say which kinds of jobs the worker takes, as in [\"resize\"]", &mut faults);
+        fields.fault(
+            "kinds",
+            "is missing; say which kinds of jobs the worker takes, as in [\"resize\"]",
+            &mut faults,
+        );
     }
     for (index, kind) in kinds.iter().flatten().enumerate() {
         if built_in.contains(&kind.as_str()) {
             faults.add(
                 format!("{}/{index}", fields.pointer("kinds")),
-                format!("{kind} is built in: the service runs such jobs by itself, and hands them to no worker"),
+                format!(
+                    "{kind} is built in: the service runs such jobs by itself, and hands them to no worker"
+                ),
             );
         }
     }
@@ -140,7 +146,10 @@ mod tests {
     fn a_wish_has_defaults_and_an_order() {
         let wish = read(r#"{"kinds": ["b", "a", "b"], "queues": null}"#).expect("a wish");
         assert_eq!((wish.kinds, wish.queues, wish.max), (vec!["a".to_owned(), "b".to_owned()], None, 1));
-        assert_eq!((wish.lease, wish.wait, wish.worker), (LEASE_DEFAULT, Duration::ZERO, "unnamed".to_owned()));
+        assert_eq!(
+            (wish.lease, wish.wait, wish.worker),
+            (LEASE_DEFAULT, Duration::ZERO, "unnamed".to_owned())
+        );
     }
 
     #[test]
