@@ -124,7 +124,12 @@ impl Client {
     /// `POST` of JSON text, for calls that take longer, or must not: the answer is waited for so long.
     /// # Errors
     /// [`ClientError`].
-    pub async fn post_within(&self, path: &str, body: String, within: Duration) -> Result<Reply, ClientError> {
+    pub async fn post_within(
+        &self,
+        path: &str,
+        body: String,
+        within: Duration,
+    ) -> Result<Reply, ClientError> {
         self.send_within(reqwest::Method::POST, path, Some(body), within).await
     }
 

@@ -144,7 +144,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Verb::Serve(settings) => serve::run(resolve(settings)?).await,
             Verb::Migrate(settings) => migrate::run(resolve(settings)?).await,
             Verb::Doctor(doctor) => doctor::run(doctor, style).await,
-            Verb::Verify(verify) => verify::run(&verify),
+            Verb::Verify(verify) => verify::run(&verify, style).await,
             Verb::Worker(worker) => worker::run(worker).await,
             Verb::Bench(options) => bench::run(options).await,
             Verb::Guard { .. } => Ok(()),

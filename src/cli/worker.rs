@@ -120,7 +120,12 @@ pub async fn run(worker: Worker) -> Result<(), Failure> {
 }
 
 /// Asks for as many jobs as there are free places, for ever.
-async fn take_jobs(worker: &Worker, client: &Client, desk: &Arc<Desk>, programs: &mut JoinSet<()>) -> Failure {
+async fn take_jobs(
+    worker: &Worker,
+    client: &Client,
+    desk: &Arc<Desk>,
+    programs: &mut JoinSet<()>,
+) -> Failure {
     let mut wait = BACKOFF.0;
     let places = usize::from(worker.concurrency);
     let name = worker.name.clone().unwrap_or_else(own_name);
@@ -140,7 +145,8 @@ async fn take_jobs(worker: &Worker, client: &Client, desk: &Arc<Desk>, programs:
             "wait_s": WAIT_S,
         });
         let asked = Instant::now();
-        match client.post_within("/v1/leases", wish.to_string(), Duration::from_secs_f64(WAIT_S + 10.0)).await {
+        match client.post_within("/v1/leases", wish.to_string(), Duration::from_secs_f64(WAIT_S + 10.0)).await
+        {
             Ok(reply) => {
                 wait = BACKOFF.0;
                 for lent in reply.lent() {

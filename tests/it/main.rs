@@ -29,4 +29,5 @@ mod races;
 mod retention;
 mod spec;
 mod sql;
+mod worker_cli;
 

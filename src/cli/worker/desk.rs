@@ -153,7 +153,8 @@ pub(super) async fn extend(desk: Arc<Desk>) {
         let mut failed = false;
         for some in leases.chunks(1000) {
             let body = json!({ "leases": some, "lease_s": desk.lease.as_secs_f64() }).to_string();
-            match desk.client.post_within("/v1/leases/extend", body, every.max(Duration::from_secs(1))).await {
+            match desk.client.post_within("/v1/leases/extend", body, every.max(Duration::from_secs(1))).await
+            {
                 Ok(reply) => {
                     let answers = reply.body["leases"].as_array().cloned().unwrap_or_default();
                     answers.iter().for_each(|answer| note_answer(&desk, asked, answer));
@@ -165,7 +166,10 @@ pub(super) async fn extend(desk: Arc<Desk>) {
             }
         }
         // Whoever could not be asked for so long may have been given to another.
-        desk.lock().values().filter(|kept| kept.until <= Instant::now()).for_each(|kept| stop(kept, Why::Lost));
+        desk.lock()
+            .values()
+            .filter(|kept| kept.until <= Instant::now())
+            .for_each(|kept| stop(kept, Why::Lost));
         wait = if failed { (every / 4).min(Duration::from_secs(1)) } else { every };
     }
 }

@@ -46,7 +46,9 @@ pub(super) struct End {
 
 /// The report, as JSON; `None`: there is nobody to report to.
 pub(super) fn report(lease: &str, end: End) -> Option<String> {
-    let progress = end.progress.map_or_else(String::new, |progress| format!(",\"progress\":{}", Value::Object(progress)));
+    let progress = end
+        .progress
+        .map_or_else(String::new, |progress| format!(",\"progress\":{}", Value::Object(progress)));
     let begin = format!("{{\"lease\":{}", Value::from(lease));
     let (outcome, rest) = match end.ended {
         Ended::Lost => return None,
@@ -126,7 +128,10 @@ mod tests {
         let failed = exited(3);
         assert_eq!((&failed["outcome"], &failed["error"]["retryable"]), (&json!("failed"), &json!(true)));
         assert_eq!(failed["error"]["message"], "the program ended with exit code 3: last");
-        assert_eq!(reported(Ended::Exited(Err(9)), "", "")["error"]["message"], "the program was killed by signal 9");
+        assert_eq!(
+            reported(Ended::Exited(Err(9)), "", "")["error"]["message"],
+            "the program was killed by signal 9"
+        );
     }
 
     #[test]
@@ -152,7 +157,8 @@ mod tests {
 
     #[test]
     fn progress_is_taken_as_far_as_it_makes_sense() {
-        let told = progress(r#"{"percent": 40, "message": "m", "checkpoint": null, "stage": 7}"#).expect("progress");
+        let told =
+            progress(r#"{"percent": 40, "message": "m", "checkpoint": null, "stage": 7}"#).expect("progress");
         assert_eq!(Value::Object(told), json!({ "percent": 40, "message": "m", "checkpoint": null }));
         for line in ["", "40", r#"{"percent": 101}"#, "{"] {
             assert_eq!(progress(line), None, "{line}");

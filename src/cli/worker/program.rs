@@ -58,7 +58,12 @@ pub(super) async fn run(desk: &Desk, command: &[String], job: &RawValue, held: &
         }
     };
     let streams = async {
-        tokio::join!(feed, read_head(stdout, &mut out), read_tail(stderr, &mut err), tell(desk, held, told, &mut last));
+        tokio::join!(
+            feed,
+            read_head(stdout, &mut out),
+            read_tail(stderr, &mut err),
+            tell(desk, held, told, &mut last)
+        );
     };
     let ended = supervise(&mut child, streams, held, group).await;
     End { ended, stdout: out, stderr: err, progress: last }
@@ -94,7 +99,12 @@ fn describe(job: &RawValue) -> (String, String) {
 }
 
 /// Waits for the end of the program and of its output, or stops it.
-async fn supervise(child: &mut Child, streams: impl Future<Output = ()>, held: &Held, group: Option<Pid>) -> Ended {
+async fn supervise(
+    child: &mut Child,
+    streams: impl Future<Output = ()>,
+    held: &Held,
+    group: Option<Pid>,
+) -> Ended {
     tokio::pin!(streams);
     let mut streaming = true;
     let status = loop {
