@@ -37,6 +37,9 @@ use crate::shared::{RunningJobs, Shared};
 use crate::supervisor::{Ending, Stage, Stop, Supervisor};
 use crate::tenants::{self, key_hash};
 use crate::wakeups::{Here, Wakeups};
+use crate::workers::parcel::Receipts;
+use crate::workers::sightings::Sightings;
+use crate::workers::waiting::WaitingWorkers;
 use crate::{engine, http, keyfile};
 
 /// Accepted jobs that may wait for a commit; more callers queue up behind.
@@ -246,6 +249,9 @@ impl App {
             record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
             hand_off: HandOff::new(HAND_OFF_MAX),
             waiters: Waiters::default(),
+            waiting_workers: WaitingWorkers::default(),
+            receipts: Receipts::default(),
+            sightings: Sightings::default(),
             event_bells: Bells::default(),
             running_keys: Running::default(),
             wakeups: Wakeups::new(Here {

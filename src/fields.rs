@@ -39,6 +39,12 @@ impl Faults {
     pub fn len(&self) -> usize {
         self.0.len()
     }
+    /// Is something wrong at this pointer, or below it?
+    pub fn has(&self, pointer: &str) -> bool {
+        self.0.iter().any(|fault| {
+            fault.pointer.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
     /// Nothing wrong?
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -25,6 +25,7 @@ pub mod nodes;
 pub mod replays;
 pub mod secrets;
 pub mod tenants;
+pub mod workers;
 
 // What all of them stand on.
 pub mod backoff;

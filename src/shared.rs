@@ -31,6 +31,9 @@ use crate::secrets::SecretCache;
 use crate::supervisor::{Stop, Tasks};
 use crate::tenants::Caller;
 use crate::wakeups::Wakeups;
+use crate::workers::parcel::Receipts;
+use crate::workers::sightings::Sightings;
+use crate::workers::waiting::WaitingWorkers;
 
 /// The keys that are valid, by hash.
 pub type KeyRing = RwLock<HashMap<[u8; 32], Caller>>;
@@ -76,6 +79,12 @@ pub struct Shared {
     pub hand_off: HandOff,
     /// Long polls.
     pub waiters: Waiters,
+    /// Workers that wait for jobs.
+    pub waiting_workers: WaitingWorkers,
+    /// What became of hand-outs.
+    pub receipts: Receipts,
+    /// Which workers were seen.
+    pub sightings: Sightings,
     /// Who waits for events.
     pub event_bells: Bells,
     /// Idempotent requests under way.

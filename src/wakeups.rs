@@ -168,6 +168,8 @@ impl Elsewhere {
 pub struct Bell {
     word: Word,
     here: Arc<Notify>,
+    /// Another loop of this process that hears it too.
+    also: Option<Arc<Notify>>,
     elsewhere: Arc<Elsewhere>,
     /// A loop of this process answers it, and others need not.
     enough_here: bool,
@@ -185,6 +187,9 @@ impl Bell {
     /// Rings in this process only.
     pub fn notify_here(&self) {
         self.here.notify_one();
+        if let Some(also) = &self.also {
+            also.notify_one();
+        }
     }
 
     /// Rings in the other processes only.
@@ -203,6 +208,8 @@ impl Bell {
 pub struct Wakeups {
     /// Jobs are ready.
     pub jobs: Bell,
+    /// A worker outside waits for jobs; it hears of all jobs that are ready as well.
+    pub lenders: Bell,
     /// A job waits for a time that may be earlier than all others.
     pub scheduled: Bell,
     /// A node is gone, and its leases with it.
@@ -241,11 +248,14 @@ impl Wakeups {
         let bell = |word, enough_here| Bell {
             word,
             here: Arc::default(),
+            also: None,
             elsewhere: elsewhere.clone(),
             enough_here,
         };
+        let lenders = bell(Word::Jobs, true);
         Self {
-            jobs: bell(Word::Jobs, false),
+            jobs: Bell { also: Some(lenders.here.clone()), ..bell(Word::Jobs, false) },
+            lenders,
             scheduled: bell(Word::Scheduled, here.scheduler),
             leases: bell(Word::Leases, here.scheduler),
             cancels: bell(Word::Cancels, false),

@@ -36,8 +36,30 @@ pub struct Reply {
     pub status: u16,
     /// The JSON, `null` where there was none.
     pub body: Value,
+    /// The body's bytes.
+    pub text: Vec<u8>,
     /// From the call to the last byte.
     pub took: Duration,
+}
+
+/// A job that was lent, as the service wrote it.
+#[derive(Debug, serde::Deserialize)]
+pub struct LentJob {
+    /// The lease.
+    pub lease: String,
+    /// The job's JSON, byte for byte.
+    pub job: Box<serde_json::value::RawValue>,
+}
+
+impl Reply {
+    /// The jobs in an answer to `POST /v1/leases`.
+    pub fn lent(&self) -> Vec<LentJob> {
+        #[derive(serde::Deserialize)]
+        struct Lent {
+            leases: Vec<LentJob>,
+        }
+        serde_json::from_slice::<Lent>(&self.text).map_or_else(|_| Vec::new(), |lent| lent.leases)
+    }
 }
 
 /// Why there is no [`Reply`].
@@ -99,11 +121,33 @@ impl Client {
         self.send(reqwest::Method::POST, path, Some(body)).await
     }
 
+    /// `POST` of JSON text, for calls that take longer, or must not: the answer is waited for so long.
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post_within(
+        &self,
+        path: &str,
+        body: String,
+        within: Duration,
+    ) -> Result<Reply, ClientError> {
+        self.send_within(reqwest::Method::POST, path, Some(body), within).await
+    }
+
     async fn send(
         &self,
         method: reqwest::Method,
         path: &str,
         body: Option<&Value>,
+    ) -> Result<Reply, ClientError> {
+        self.send_within(method, path, body.map(Value::to_string), TIMEOUT).await
+    }
+
+    async fn send_within(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<String>,
+        within: Duration,
     ) -> Result<Reply, ClientError> {
         let url = format!("{}{path}", self.base);
         let request = format!("{method} {url}");
@@ -112,8 +156,9 @@ impl Client {
             builder = builder.bearer_auth(key.expose());
         }
         if let Some(body) = body {
-            builder = builder.header("content-type", "application/json").body(body.to_string());
+            builder = builder.header("content-type", "application/json").body(body);
         }
+        builder = builder.timeout(within);
         let no_answer = |error: reqwest::Error| ClientError::NoAnswer {
             request: request.clone(),
             reason: innermost(&error),
@@ -131,7 +176,7 @@ impl Client {
         let took = began.elapsed();
         let body: Option<Value> = serde_json::from_slice(&bytes).ok();
         if status.is_success() {
-            return Ok(Reply { status: status.as_u16(), body: body.unwrap_or_default(), took });
+            return Ok(Reply { status: status.as_u16(), body: body.unwrap_or_default(), text: bytes, took });
         }
         let detail = body.as_ref().map(problem_text).unwrap_or_default();
         Err(ClientError::Refused { request, status: status.as_u16(), detail, body })

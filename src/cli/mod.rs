@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod output;
 pub mod serve;
 pub mod verify;
+pub mod worker;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -27,6 +28,8 @@ Examples:
   ringback serve                   The service, with a PostgreSQL of its own
   ringback doctor                  What is wrong with machine, settings and database
   ringback verify --headers FILE   Why a receiver refuses a signature
+  ringback worker --kind resize -- ./resize.sh
+                                   A worker out of any program
 
 Every setting has a flag, a variable and a key in ringback.toml, in that order of precedence.
 
@@ -56,6 +59,8 @@ enum Verb {
     Doctor(doctor::Doctor),
     /// Check the signature of a message that a receiver got, and say why it does not match
     Verify(verify::Verify),
+    /// Run a program for each job of a kind: job on stdin, result on stdout
+    Worker(worker::Worker),
     /// Measure this machine: rates, latencies, CPU per item, against a bare loop
     Bench(bench::Options),
     /// Stand between the service and a job's program (started by the service, not by people)
@@ -139,7 +144,8 @@ pub fn run(cli: Cli) -> ExitCode {
             Verb::Serve(settings) => serve::run(resolve(settings)?).await,
             Verb::Migrate(settings) => migrate::run(resolve(settings)?).await,
             Verb::Doctor(doctor) => doctor::run(doctor, style).await,
-            Verb::Verify(verify) => verify::run(&verify),
+            Verb::Verify(verify) => verify::run(&verify, style).await,
+            Verb::Worker(worker) => worker::run(worker).await,
             Verb::Bench(options) => bench::run(options).await,
             Verb::Guard { .. } => Ok(()),
         }

@@ -67,6 +67,11 @@ impl Style {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoColor(pub bool);
 
+/// What a program of the user's wrote to its standard error, as it came.
+pub fn pass_on(bytes: &[u8]) {
+    let _ = std::io::stderr().lock().write_all(bytes);
+}
+
 /// What is being done, on the standard error.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

@@ -2,7 +2,7 @@
 //!
 //! For the author of a receiver. `headers` reads raw header lines, `diagnosis` finds the reason, `variants` makes the
 //! bodies that a framework may have made of the one that was sent. Called by `cli`. Talks to no service.
-//! Other things to verify will be subcommands beside these arguments.
+//! `verify worker` is a subcommand beside these arguments, in a file of its own.
 //!
 //! Invariant: `verified` is said only of what `signing::verify` accepts; a guess never turns into a pass, and the secret
 //! is never shown.
@@ -10,13 +10,15 @@
 mod diagnosis;
 mod headers;
 mod variants;
+pub mod worker;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use self::diagnosis::{Message, diagnose};
+use super::output::Style;
 use super::{Failure, output};
 use crate::clock;
 use crate::secret::Secret;
@@ -44,11 +46,26 @@ Exit codes: 0 verified, 1 not verified (the reason is said), 2 wrong usage.";
 
 /// What the verb takes.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Verify {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    message: Signature,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Play the hard cases against a worker: slow, cancelled, lost lease, lost answer, outage
+    Worker(worker::VerifyWorker),
+}
+
+/// A message and the secret that it was signed with.
+#[derive(Debug, Args)]
+struct Signature {
     /// The receiver's secret, or its public key (whpk_…)
-    #[arg(long, visible_alias = "public-key", env = "RINGBACK_SIGNING_SECRET", hide_env_values = true, value_name = "whsec_…", value_parser = parse_secret)]
-    secret: SecretText,
+    #[arg(long, visible_alias = "public-key", env = "RINGBACK_SIGNING_SECRET", hide_env_values = true, value_name = "whsec_…", value_parser = parse_secret, required = true)]
+    secret: Option<SecretText>,
     /// A file of raw header lines, in place of the next three
     #[arg(long, value_name = "FILE", conflicts_with_all = ["id", "timestamp", "signature"])]
     headers: Option<PathBuf>,
@@ -85,7 +102,17 @@ fn parse_secret(text: &str) -> Result<SecretText, crate::signing::SecretError> {
 /// Verifies.
 /// # Errors
 /// It does not match, and why; or a file cannot be read.
-pub fn run(verify: &Verify) -> Result<(), Failure> {
+pub async fn run(verify: &Verify, style: Style) -> Result<(), Failure> {
+    match &verify.what {
+        Some(What::Worker(worker)) => worker::run(worker, style).await,
+        None => check(&verify.message),
+    }
+}
+
+fn check(verify: &Signature) -> Result<(), Failure> {
+    let Some(secret) = &verify.secret else {
+        return Err(Failure::usage("name the receiver's secret with --secret"));
+    };
     let stdin = Path::new(STDIN);
     if verify.body == stdin && verify.headers.as_deref() == Some(stdin) {
         return Err(Failure::usage(
@@ -108,7 +135,7 @@ pub fn run(verify: &Verify) -> Result<(), Failure> {
         body: &body,
     };
     let tolerance_s = if verify.no_tolerance { u32::MAX } else { verify.tolerance };
-    match diagnose(verify.secret.0.expose(), message, clock::now().timestamp(), tolerance_s) {
+    match diagnose(secret.0.expose(), message, clock::now().timestamp(), tolerance_s) {
         Ok(()) => {
             output::say("verified");
             Ok(())

@@ -58,6 +58,30 @@ impl<T: Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
         tokio::time::timeout(ANSWER_TIMEOUT, both).await.map_err(|_| timed_out())?
     }
 
+    /// Hands several items over and waits for the commits that hold them. One result each, in order, as [`Self::submit`]
+    /// gives it.
+    pub async fn submit_all(&self, items: Vec<T>) -> Vec<Result<R, StoreError>> {
+        let timed_out = || StoreError::Unavailable(Arc::new(sqlx::Error::PoolTimedOut));
+        let give_up = Instant::now() + ANSWER_TIMEOUT;
+        let mut waiting = Vec::with_capacity(items.len());
+        for item in items {
+            let (answer, answered) = oneshot::channel();
+            let sent = tokio::time::timeout_at(give_up, self.sender.send((item, answer))).await;
+            waiting.push(matches!(sent, Ok(Ok(()))).then_some(answered));
+        }
+        let mut results = Vec::with_capacity(waiting.len());
+        for answered in waiting {
+            results.push(match answered {
+                Some(answered) => match tokio::time::timeout_at(give_up, answered).await {
+                    Ok(Ok(result)) => result,
+                    _ => Err(timed_out()),
+                },
+                None => Err(timed_out()),
+            });
+        }
+        results
+    }
+
     /// Hands the item over and waits as long as it takes: for results that must not be lost while the database is away.
     /// # Errors
     /// [`StoreError::Bug`], or [`StoreError::Unavailable`] when the process is ending.

@@ -8,7 +8,7 @@ use crate::db::{StoreError, partitions};
 use crate::endpoints::{self, health_store};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
-use crate::{events, idempotency, replays};
+use crate::{events, idempotency, replays, workers};
 
 const EVERY: Duration = Duration::from_mins(10);
 const PURGE_BATCH: i64 = 5000;
@@ -49,6 +49,9 @@ async fn maintain(shared: &Shared) -> Result<(), StoreError> {
         == PURGE_BATCH
     {}
     while events::store::purge_dedup(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
+    while workers::store::purge(&shared.db, shared.config.retention, PURGE_BATCH).await? as i64 == PURGE_BATCH
+    {
+    }
     while idempotency::store::purge(&shared.db, PURGE_BATCH).await? as i64 == PURGE_BATCH {}
     Ok(())
 }

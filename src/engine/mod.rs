@@ -7,7 +7,9 @@
 //! | `hear_nodes` | all | other nodes, SQL | – |
 //! | `reap_nodes` | all | – | 1 s |
 //! | `run_jobs` | executor | accept, promote, expire, SQL | 1 s |
-//! | `expire_leases` | scheduler | reap | 1 s |
+//! | `lend_jobs` | api | workers that ask, accept, promote, expire, SQL | 1 s, if someone waits |
+//! | `settle_parcels` | api | hand-outs | – |
+//! | `expire_leases` | scheduler | reap | 0.5 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
 //! | `feed_replays` | dispatcher | replays made or cancelled | the next page's time, 1 s |
@@ -25,11 +27,13 @@ pub mod fan_out;
 pub mod feed_replays;
 pub mod hear_nodes;
 pub mod heartbeat;
+pub mod lend_jobs;
 pub mod maintain;
 pub mod promote_due;
 pub mod reap_nodes;
 pub mod refresh_keys;
 pub mod run_jobs;
+pub mod settle_parcels;
 pub mod tell_nodes;
 pub mod wake_waiters;
 
@@ -66,6 +70,8 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     if roles.api {
         start!(Work, refresh_keys);
         start!(Work, wake_waiters);
+        start!(Work, lend_jobs);
+        start!(Base, settle_parcels);
     }
     if roles.executor {
         start!(Work, run_jobs);

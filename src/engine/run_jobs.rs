@@ -118,6 +118,8 @@ async fn run_one(shared: &Shared, stop: &Stop, lease: Lease) {
         worker: &shared.node.name,
         started_at: lease.started_at,
         finished_at,
+        told: &lease.told,
+        fenced: false,
     };
     let finish = prepare(&one, outcome, verdict);
     let duration_ms = (finished_at - lease.started_at).num_milliseconds();

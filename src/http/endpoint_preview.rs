@@ -49,7 +49,7 @@ pub async fn preview(
     if let What::Last(_) = what
         && !caller.may(&Scope::EventsRead)
     {
-        return Err(ApiError::Forbidden(Scope::EventsRead.as_str()));
+        return Err(ApiError::Forbidden(Scope::EventsRead.word()));
     }
     let for_task = shared.clone();
     let answer = shared

@@ -19,7 +19,7 @@ use super::problem::ApiError;
 use crate::fields::{Fault, Faults};
 use crate::json::{JsonLimits, validate};
 use crate::shared::Shared;
-use crate::tenants::{Caller, Scope, key_hash};
+use crate::tenants::{Caller, Scope, WorkerKinds, key_hash};
 
 /// A body is at most this long…
 pub const BODY_MAX_BYTES: usize = 512 * 1024;
@@ -35,6 +35,20 @@ const LIMIT_DEFAULT: i64 = 50;
 /// # Errors
 /// [`ApiError::Unauthorized`], [`ApiError::Forbidden`].
 pub fn caller(request: &HttpRequest, shared: &Shared, scope: &Scope) -> Result<Caller, ApiError> {
+    let caller = anyone(request, shared)?;
+    if caller.may(scope) { Ok(caller) } else { Err(ApiError::Forbidden(scope.word())) }
+}
+
+/// Who asks, if the key may take jobs of any kind; and of which.
+/// # Errors
+/// As [`caller`].
+pub fn worker(request: &HttpRequest, shared: &Shared) -> Result<(Caller, WorkerKinds), ApiError> {
+    let caller = anyone(request, shared)?;
+    let kinds = caller.worker_kinds().ok_or(ApiError::Forbidden(Scope::Workers.word()))?;
+    Ok((caller, kinds))
+}
+
+fn anyone(request: &HttpRequest, shared: &Shared) -> Result<Caller, ApiError> {
     let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let (scheme, key) = value.and_then(|value| value.split_once(' ')).ok_or(ApiError::Unauthorized)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
@@ -44,8 +58,7 @@ pub fn caller(request: &HttpRequest, shared: &Shared, scope: &Scope) -> Result<C
     let hash = key_hash(key.trim());
     let found = shared.keys.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
     let caller = found.filter(|caller| caller.expires_at.is_none_or(|at| at > crate::clock::now()));
-    let caller = caller.ok_or(ApiError::Unauthorized)?;
-    if caller.may(scope) { Ok(caller) } else { Err(ApiError::Forbidden(scope.as_str())) }
+    caller.ok_or(ApiError::Unauthorized)
 }
 
 /// The body's bytes, within the limits.

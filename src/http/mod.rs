@@ -16,6 +16,7 @@ pub mod explain;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
+pub mod leases;
 pub mod operating;
 pub mod problem;
 pub mod publish;
@@ -49,6 +50,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/jobs/{id}/attempts", &["GET"]),
     ("/v1/jobs/{id}/cancel", &["POST"]),
     ("/v1/jobs/{id}/retry", &["POST"]),
+    ("/v1/leases", &["POST"]),
+    ("/v1/leases/extend", &["POST"]),
+    ("/v1/leases/report", &["POST"]),
     ("/v1/endpoints", &["GET", "POST"]),
     ("/v1/endpoints/preview", &["POST"]),
     ("/v1/endpoints/{id}", &["GET", "PATCH", "DELETE"]),
@@ -84,6 +88,9 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/{id}/attempts").route(get().to(jobs::attempts)))
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
+        .service(at("/v1/leases").route(web::post().to(leases::lease)))
+        .service(at("/v1/leases/extend").route(web::post().to(leases::extend)))
+        .service(at("/v1/leases/report").route(web::post().to(leases::report)))
         .configure(endpoint_routes)
         .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
         .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
@@ -180,6 +187,8 @@ pub fn server(listener: TcpListener, shared: Arc<Shared>) -> std::io::Result<Ser
             .workers(workers)
             .client_request_timeout(HEAD_DEADLINE)
             .keep_alive(KEEP_ALIVE)
+            // Who closes its side is gone: a long poll ends then, and what it was about to get goes to the next one.
+            .h1_allow_half_closed(false)
             .disable_signals()
             .shutdown_timeout(u64::from(u16::MAX))
             .listen(listener)?;

@@ -7,6 +7,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
+use std::borrow::Cow;
 
 use crate::db::StoreError;
 use crate::endpoints::change::ChangeError;
@@ -23,7 +24,7 @@ pub enum ApiError {
     Unauthorized,
     /// The key may not do this.
     #[error("this key lacks the scope {0}")]
-    Forbidden(&'static str),
+    Forbidden(Cow<'static, str>),
     /// No such route or object.
     #[error("{0}")]
     NotFound(&'static str),
@@ -232,6 +233,22 @@ impl ApiError {
             _ => {}
         }
         response.body(serde_json::to_vec(&problem).unwrap_or_default())
+    }
+
+    /// As a part of an answer that is a success as a whole: one item of many.
+    pub fn to_item(&self) -> serde_json::Value {
+        let (status, slug, title) = kind_of(self).row();
+        let mut item = serde_json::json!({
+            "type": format!("urn:ringback:problem:{slug}"),
+            "title": title,
+            "status": status,
+            "detail": detail(self),
+            "code": slug,
+        });
+        if let Self::Invalid(faults) = self {
+            item["errors"] = serde_json::json!(faults);
+        }
+        item
     }
 
     fn log(&self, request_id: &str, status: u16) {

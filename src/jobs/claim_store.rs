@@ -13,11 +13,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgExecutor, Row};
 use uuid::Uuid;
 
-use super::Job;
-use super::Tries;
 use super::lease_store::Lease;
 use super::queue_limit::{QueueLimit, QueueLimits};
 use super::turns::{self, Line, Share};
+use super::{Job, Told, Tries};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError};
 use crate::ids::TenantId;
@@ -108,6 +107,14 @@ fn used_up(shares: &[Share], leases: &[(usize, Lease)]) -> bool {
     })
 }
 
+/// The lines of all tenants in which jobs of these kinds wait.
+/// # Errors
+/// [`StoreError`].
+pub async fn lines_of(db: &Db, kinds: &[&str]) -> Result<Vec<Line>, StoreError> {
+    let claim = Claim { node: None, tenant: None, kinds, queues: None, slots: &[], handed_out: 0 };
+    waiting_lines(db, &claim).await
+}
+
 /// The lines in which something waits. A loose index scan: its cost is that of the lines, not of the jobs in them.
 async fn waiting_lines(db: &Db, claim: &Claim<'_>) -> Result<Vec<Line>, StoreError> {
     macro_rules! lines {
@@ -190,8 +197,9 @@ async fn take(
           SELECT t.attempt + 1 AS attempt, t.tries + 1 AS tries, t.crashes, now() AS started_at, gen_random_uuid() AS token,
             row_number() OVER (ORDER BY t.priority DESC, t.ready_at, t.job_id) AS slot,
             j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
+            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, p.progress, p.checkpoint
           FROM taken t CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = t.tenant_id AND j.id = t.job_id LIMIT 1) j
+          LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = t.tenant_id AND p.job_id = t.job_id LIMIT 1) p ON true
         ), leased AS (
           INSERT INTO ringback.job_leases (tenant_id, job_id, token, holder, worker, queue, kind, priority, attempt, tries, crashes,
             started_at, expires_at, deadline)
@@ -228,6 +236,7 @@ impl<'r> FromRow<'r, PgRow> for Lease {
                 crashes: row.try_get("crashes")?,
             },
             started_at: row.try_get("started_at")?,
+            told: Told::from_row(row)?,
         })
     }
 }

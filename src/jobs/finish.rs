@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::lease_store::{self, Then, TryEnd};
 use super::outcome::{TryOutcome, Verdict};
 use super::view::{JobEnd, JobView};
-use super::{CallbackOptions, EndStatus, Job, JobError, Tries, read_store, store};
+use super::{CallbackOptions, EndStatus, Job, JobError, Told, Tries, read_store, store};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError};
 use crate::events::{self, CallbackRef, NewEvent};
@@ -43,6 +43,10 @@ pub struct Try<'a> {
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
+    /// What was told of it meanwhile.
+    pub told: &'a Told,
+    /// See [`TryEnd::fenced`].
+    pub fenced: bool,
 }
 
 /// Puts together what a verdict writes.
@@ -57,6 +61,7 @@ pub fn prepare(one: &Try<'_>, outcome: TryOutcome, verdict: Verdict) -> Finish {
                 attempt: one.tries.attempt,
                 started_at: Some(one.started_at),
                 finished_at: one.finished_at,
+                progress: one.told.progress.clone(),
             };
             let event = ended_event(one.job, one.callback, &end);
             let result = end.result.map(|result| String::from(Box::<str>::from(result)));
@@ -75,6 +80,7 @@ pub fn prepare(one: &Try<'_>, outcome: TryOutcome, verdict: Verdict) -> Finish {
         started_at: one.started_at,
         finished_at: one.finished_at,
         then,
+        fenced: one.fenced,
     };
     Finish { end, event }
 }
@@ -159,6 +165,7 @@ pub async fn cancel(
                 attempt: stored.state.attempt,
                 started_at: stored.state.started_at,
                 finished_at: now,
+                progress: stored.state.progress.clone(),
             };
             let event = ended_event(&stored.job, options.as_ref(), &end);
             events::store::append(&mut *tx, &[&event]).await?;

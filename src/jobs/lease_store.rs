@@ -7,11 +7,12 @@
 
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use super::outcome::TryOutcome;
-use super::{EndStatus, Job, Tries};
+use super::{EndStatus, Job, Told, Tries};
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, Tx};
 use crate::ids::{JobId, TenantId};
@@ -30,6 +31,8 @@ pub struct Lease {
     pub tries: Tries,
     /// When this try began.
     pub started_at: Timestamp,
+    /// What workers told of the job so far.
+    pub told: Told,
 }
 
 /// Puts off the expiry of all leases of a node. Returns the jobs that someone wants stopped.
@@ -71,6 +74,8 @@ pub struct TryEnd {
     pub finished_at: Timestamp,
     /// What becomes of the job.
     pub then: Then,
+    /// Only while the lease runs and nobody wants the job stopped: a report from outside, whose lease nobody watches.
+    pub fenced: bool,
 }
 
 /// What becomes of the job after a try.
@@ -126,21 +131,22 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
         "-- jobs::lease_store::end
         WITH input AS MATERIALIZED (
           SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::int2[], $7::text[], $8::timestamptz[], $9::timestamptz[],
-            $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[])
-          AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes)
+            $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[], $15::bool[])
+          AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes, fenced)
         ), mine AS MATERIALIZED (
           -- In one order for all, or two batches could wait for each other.
           SELECT i.*, l.queue, l.kind, l.priority, l.tries FROM (SELECT * FROM input ORDER BY tenant_id, job_id) i CROSS JOIN LATERAL (
             SELECT l.queue, l.kind, l.priority, l.tries FROM ringback.job_leases l
-            WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token LIMIT 1 FOR UPDATE
+            WHERE l.tenant_id = i.tenant_id AND l.job_id = i.job_id AND l.token = i.token
+              AND (NOT i.fenced OR (l.expires_at > now() AND NOT l.cancel_requested)) LIMIT 1 FOR UPDATE
           ) l
         ), held AS (
           -- By key, never by ctid: an extension or a wish to cancel may have moved the row since this statement began.
           DELETE FROM ringback.job_leases l USING mine m
           WHERE l.tenant_id = m.tenant_id AND l.job_id = m.job_id AND l.token = m.token RETURNING l.token
         ), tried AS (
-          INSERT INTO ringback.job_attempts (tenant_id, job_id, number, worker, outcome, error, started_at, finished_at)
-          SELECT tenant_id, job_id, attempt, worker, outcome, error, started_at, finished_at FROM mine
+          INSERT INTO ringback.job_attempts (tenant_id, job_id, number, worker, outcome, error, started_at, finished_at, token)
+          SELECT tenant_id, job_id, attempt, worker, outcome, error, started_at, finished_at, CASE WHEN status IS NULL THEN token END FROM mine
         ), ended AS (
           INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at)
           SELECT tenant_id, job_id, status, attempt, token, result, error, started_at, finished_at FROM mine WHERE status IS NOT NULL
@@ -173,6 +179,7 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
     .bind(ends.iter().map(TryEnd::result).collect::<Vec<_>>())
     .bind(ends.iter().map(TryEnd::unique_key).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.tries.crashes).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.fenced).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     let held: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
@@ -243,24 +250,26 @@ pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
         SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, coalesce(nullif(l.worker, ''), n.name, 'a node that is gone') AS worker,
           l.deadline <= now() AS timed_out,
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
+          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, p.progress, p.checkpoint
         FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder
         CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j
+        LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = l.tenant_id AND p.job_id = l.job_id LIMIT 1) p ON true
         WHERE l.expires_at <= now() OR (l.holder IS NOT NULL AND n.id IS NULL)
         LIMIT $1",
     )
     .bind(limit)
     .fetch_all(db.pool())
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(LostLease {
-                lease: Lease::from_row(row)?,
-                worker: row.try_get("worker")?,
-                cancel_requested: row.try_get("cancel_requested")?,
-                timed_out: row.try_get::<Option<bool>, _>("timed_out")?.unwrap_or(false),
-            })
+    rows.iter().map(LostLease::from_row).collect::<Result<_, sqlx::Error>>().map_err(StoreError::from)
+}
+
+impl<'r> FromRow<'r, PgRow> for LostLease {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            lease: Lease::from_row(row)?,
+            worker: row.try_get("worker")?,
+            cancel_requested: row.try_get("cancel_requested")?,
+            timed_out: row.try_get::<Option<bool>, _>("timed_out")?.unwrap_or(false),
         })
-        .collect::<Result<_, sqlx::Error>>()
-        .map_err(StoreError::from)
+    }
 }

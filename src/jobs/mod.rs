@@ -43,6 +43,9 @@ pub const RESULT_MAX_BYTES: usize = 256 * 1024;
 /// A batch has at most this many jobs.
 pub const BATCH_MAX: usize = 1000;
 
+/// The kinds that the service runs by itself.
+pub const BUILT_IN: [&str; 4] = ["http", "command", "sql", "email"];
+
 /// A kind's or a queue's name is at most this long.
 pub const NAME_MAX: usize = 100;
 
@@ -226,6 +229,15 @@ pub struct Job {
     pub callback: Option<Callback>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+}
+
+/// What workers told of a job while it ran.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// How far it is: an object of `percent` and `message`.
+    pub progress: Option<Box<RawValue>>,
+    /// Where to go on.
+    pub checkpoint: Option<Box<RawValue>>,
 }
 
 /// The tries so far.

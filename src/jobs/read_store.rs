@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::outcome::TryOutcome;
 use super::view::{JobEnd, JobState};
-use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec};
+use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec, Told};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, raw_json};
@@ -40,13 +40,14 @@ macro_rules! select_jobs {
               e.status AS end_status, e.result, e.error, e.attempt AS end_attempt, e.started_at AS end_started_at, e.finished_at,
               l.attempt AS lease_attempt, l.started_at AS lease_started_at, l.cancel_requested,
               coalesce(s.attempt, r.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
-              a.error AS try_error, a.started_at AS try_started_at
+              a.error AS try_error, a.started_at AS try_started_at, p.progress
             FROM wanted w
             CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.id LIMIT 1) j
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_ends e WHERE e.tenant_id = w.tenant_id AND e.job_id = w.id LIMIT 1) e ON true
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_leases l WHERE l.tenant_id = w.tenant_id AND l.job_id = w.id LIMIT 1) l ON true
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_scheduled s WHERE s.tenant_id = w.tenant_id AND s.job_id = w.id LIMIT 1) s ON true
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_ready r WHERE r.tenant_id = w.tenant_id AND r.job_id = w.id LIMIT 1) r ON true
+            LEFT JOIN LATERAL (SELECT p.progress FROM ringback.job_progress p WHERE p.tenant_id = w.tenant_id AND p.job_id = w.id LIMIT 1) p ON true
             LEFT JOIN LATERAL (
               SELECT a.error, a.started_at FROM ringback.job_attempts a WHERE a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
               AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt) LIMIT 1
@@ -183,7 +184,7 @@ pub async fn attempts(db: &Db, tenant: TenantId, id: JobId) -> Result<Vec<JobAtt
         "-- jobs::read_store::attempts
         SELECT number, worker, outcome, error, started_at, finished_at FROM ringback.job_attempts WHERE tenant_id = $1 AND job_id = $2
         UNION ALL
-        SELECT l.attempt, coalesce(n.name, 'unknown'), 0::int2, NULL, l.started_at, NULL
+        SELECT l.attempt, coalesce(nullif(l.worker, ''), n.name, 'unknown'), 0::int2, NULL, l.started_at, NULL
         FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder WHERE l.tenant_id = $1 AND l.job_id = $2
         ORDER BY number",
     )
@@ -219,6 +220,13 @@ pub async fn ended_of(db: &Db, jobs: &[(TenantId, JobId)]) -> Result<Vec<(Tenant
     .fetch_all(db.pool())
     .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+impl<'r> FromRow<'r, PgRow> for Told {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        let json = |column| row.try_get::<Option<&[u8]>, _>(column)?.map(raw_json).transpose();
+        Ok(Self { progress: json("progress")?, checkpoint: json("checkpoint")? })
+    }
 }
 
 /// The columns of `jobs`.
@@ -262,6 +270,7 @@ fn read_state(row: &PgRow) -> Result<JobState, sqlx::Error> {
     let error = |column| -> Result<Option<JobError>, sqlx::Error> {
         Ok(row.try_get::<Option<&str>, _>(column)?.and_then(|text| serde_json::from_str(text).ok()))
     };
+    let progress = row.try_get::<Option<&[u8]>, _>("progress")?.map(raw_json).transpose()?;
     if let Some(code) = row.try_get::<Option<i16>, _>("end_status")? {
         let result: Option<&[u8]> = row.try_get("result")?;
         let end = JobEnd {
@@ -275,12 +284,14 @@ fn read_state(row: &PgRow) -> Result<JobState, sqlx::Error> {
             attempt: row.try_get("end_attempt")?,
             started_at: row.try_get("end_started_at")?,
             finished_at: row.try_get("finished_at")?,
+            progress,
         };
         return Ok(end.into_state());
     }
     let state = JobState {
         error: error("try_error")?,
         started_at: row.try_get("try_started_at")?,
+        progress,
         ..JobState::accepted()
     };
     if let Some(attempt) = row.try_get::<Option<i32>, _>("lease_attempt")? {

@@ -32,6 +32,8 @@ pub struct JobState {
     pub finished_at: Option<Timestamp>,
     /// Someone asked to stop it.
     pub cancel_requested: bool,
+    /// What its worker last told of it.
+    pub progress: Option<Box<RawValue>>,
 }
 
 impl JobState {
@@ -46,6 +48,7 @@ impl JobState {
             started_at: None,
             finished_at: None,
             cancel_requested: false,
+            progress: None,
         }
     }
 
@@ -70,6 +73,8 @@ pub struct JobEnd {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Timestamp,
+    /// What its worker last told of it.
+    pub progress: Option<Box<RawValue>>,
 }
 
 impl JobEnd {
@@ -82,6 +87,7 @@ impl JobEnd {
             error: self.error,
             started_at: self.started_at,
             finished_at: Some(self.finished_at),
+            progress: self.progress,
             ..JobState::accepted()
         }
     }
@@ -101,6 +107,8 @@ pub struct JobView<'a> {
     queue: &'a str,
     priority: i16,
     progress: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<&'a RawValue>,
     timeout_s: f64,
     callback_url: Option<&'a str>,
     unique_key: Option<&'a str>,
@@ -135,7 +143,8 @@ impl<'a> JobView<'a> {
             max_attempts: job.retry.max_attempts,
             queue: &job.queue,
             priority: job.priority,
-            progress: None,
+            progress: state.progress.as_deref(),
+            checkpoint: None,
             timeout_s: job.timeout.as_secs_f64(),
             callback_url: job.callback.as_ref().map(|callback| callback.url.as_str()),
             unique_key: job.unique_key.as_deref(),
@@ -147,6 +156,12 @@ impl<'a> JobView<'a> {
             finished_at: state.finished_at,
             updated_at: state.finished_at.or(state.started_at).unwrap_or(created_at),
         }
+    }
+
+    /// With what the job's last worker left for the next one; only a hand-out shows it.
+    #[must_use]
+    pub fn with_checkpoint(self, checkpoint: Option<&'a RawValue>) -> Self {
+        Self { checkpoint, ..self }
     }
 
     /// As text.

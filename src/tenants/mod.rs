@@ -6,6 +6,8 @@
 
 pub mod store;
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 use crate::clock::Timestamp;
@@ -31,13 +33,26 @@ pub enum Scope {
     DeliveriesRead,
     /// Send deliveries again.
     DeliveriesRetry,
+    /// Take jobs of this kind, and report on them.
+    WorkersOf(String),
+    /// Take jobs of all kinds.
+    Workers,
     /// Everything of the tenant.
     Admin,
 }
 
+/// Of which kinds a key may take jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerKinds {
+    /// Of all.
+    All,
+    /// Of these.
+    Only(Vec<String>),
+}
+
 impl Scope {
-    /// All of them by name.
-    pub const WORDS: [(&'static str, Self); 9] = [
+    /// All of them by name, but for those that name a kind: `workers:resize`.
+    pub const WORDS: [(&'static str, Self); 10] = [
         ("jobs:read", Self::JobsRead),
         ("jobs:write", Self::JobsWrite),
         ("events:read", Self::EventsRead),
@@ -46,17 +61,28 @@ impl Scope {
         ("endpoints:write", Self::EndpointsWrite),
         ("deliveries:read", Self::DeliveriesRead),
         ("deliveries:retry", Self::DeliveriesRetry),
+        ("workers:*", Self::Workers),
         ("admin", Self::Admin),
     ];
 
     /// The word of the API.
-    pub fn as_str(&self) -> &'static str {
-        Self::WORDS.iter().find(|(_, scope)| scope == self).map_or("admin", |(word, _)| word)
+    pub fn word(&self) -> Cow<'static, str> {
+        match self {
+            Self::WorkersOf(kind) => format!("workers:{kind}").into(),
+            other => {
+                Self::WORDS.iter().find(|(_, scope)| scope == other).map_or("admin", |(word, _)| word).into()
+            }
+        }
     }
 
     /// From the word of the API.
     pub fn parse(word: &str) -> Option<Self> {
-        Self::WORDS.iter().find(|(name, _)| *name == word).map(|(_, scope)| scope.clone())
+        let known = Self::WORDS.iter().find(|(name, _)| *name == word).map(|(_, scope)| scope.clone());
+        known.or_else(|| {
+            let kind =
+                word.strip_prefix("workers:").filter(|kind| !kind.is_empty() && !kind.contains('*'))?;
+            Some(Self::WorkersOf(kind.to_owned()))
+        })
     }
 }
 
@@ -78,7 +104,25 @@ pub struct Caller {
 impl Caller {
     /// May it do this?
     pub fn may(&self, scope: &Scope) -> bool {
-        self.is_operator || self.scopes.iter().any(|held| held == scope || *held == Scope::Admin)
+        let covers = |held: &Scope| {
+            held == scope
+                || *held == Scope::Admin
+                || (*held == Scope::Workers && matches!(scope, Scope::WorkersOf(_)))
+        };
+        self.is_operator || self.scopes.iter().any(covers)
+    }
+
+    /// Of which kinds it may take jobs; `None`: of none.
+    pub fn worker_kinds(&self) -> Option<WorkerKinds> {
+        if self.may(&Scope::Workers) {
+            return Some(WorkerKinds::All);
+        }
+        let kind = |scope: &Scope| match scope {
+            Scope::WorkersOf(kind) => Some(kind.clone()),
+            _ => None,
+        };
+        let kinds: Vec<String> = self.scopes.iter().filter_map(kind).collect();
+        (!kinds.is_empty()).then_some(WorkerKinds::Only(kinds))
     }
 }
 

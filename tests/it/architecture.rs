@@ -14,7 +14,7 @@ const LINE: &[&[&str]] = &[
     &["shared"],
     &["executors", "stream", "sending"],
     &["outbound"],
-    &["schedules", "replays"],
+    &["schedules", "replays", "workers"],
     &["jobs"],
     &["events"],
     &["deliveries"],
@@ -41,6 +41,7 @@ const LINE: &[&[&str]] = &[
 const ROOMS: &[&str] = &[
     "schedules",
     "replays",
+    "workers",
     "jobs",
     "events",
     "deliveries",

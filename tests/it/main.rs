@@ -2,9 +2,6 @@
 //!
 //! They speak HTTP to the service and start the real program; each test has a service and a database of its own.
 
-mod harness;
-mod health;
-
 mod accept;
 mod architecture;
 mod callback;
@@ -17,8 +14,11 @@ mod events;
 mod events_log;
 mod execute;
 mod fairness;
+mod harness;
+mod health;
 mod idempotency;
 mod kinds;
+mod leases;
 mod lists;
 mod nodes;
 mod order;
@@ -30,3 +30,5 @@ mod replays;
 mod retention;
 mod spec;
 mod sql;
+mod worker_cli;
+

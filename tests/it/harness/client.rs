@@ -119,6 +119,11 @@ impl Client {
         Self { base: format!("http://{address}"), key: key.to_owned(), http }
     }
 
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        self.base.clone()
+    }
+
     /// The same service with another key.
     pub(crate) fn with_key(&self, key: &str) -> Self {
         Self { key: key.to_owned(), ..self.clone() }
