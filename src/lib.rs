@@ -22,6 +22,7 @@ pub mod events;
 pub mod idempotency;
 pub mod jobs;
 pub mod nodes;
+pub mod schedules;
 pub mod secrets;
 pub mod tenants;
 

@@ -27,6 +27,8 @@ pub enum Word {
     Jobs,
     /// A job waits for a time that may be earlier than all others.
     Scheduled,
+    /// A schedule was made or changed.
+    Schedules,
     /// A node is gone, and its leases with it.
     Leases,
     /// Someone wants a running job stopped.
@@ -46,10 +48,11 @@ pub enum Word {
 }
 
 impl Word {
-    const ALL: [(&'static str, Self); 11] = [
+    const ALL: [(&'static str, Self); 12] = [
         ("hello", Self::Hello),
         ("jobs", Self::Jobs),
         ("scheduled", Self::Scheduled),
+        ("schedules", Self::Schedules),
         ("leases", Self::Leases),
         ("cancels", Self::Cancels),
         ("ended", Self::Ended),
@@ -202,6 +205,8 @@ pub struct Wakeups {
     pub jobs: Bell,
     /// A job waits for a time that may be earlier than all others.
     pub scheduled: Bell,
+    /// A schedule was made or changed.
+    pub schedules: Bell,
     /// A node is gone, and its leases with it.
     pub leases: Bell,
     /// Someone wants a running job stopped.
@@ -225,7 +230,7 @@ pub struct Wakeups {
 pub struct Here {
     /// Gives events their numbers.
     pub dispatcher: bool,
-    /// Makes due jobs ready, and ends lost leases.
+    /// Makes due jobs ready and those of schedules, and ends lost leases.
     pub scheduler: bool,
 }
 
@@ -242,6 +247,7 @@ impl Wakeups {
         Self {
             jobs: bell(Word::Jobs, false),
             scheduled: bell(Word::Scheduled, here.scheduler),
+            schedules: bell(Word::Schedules, here.scheduler),
             leases: bell(Word::Leases, here.scheduler),
             cancels: bell(Word::Cancels, false),
             ended: bell(Word::Ended, false),
@@ -280,6 +286,7 @@ impl Wakeups {
             match word {
                 Word::Jobs => self.jobs.notify_here(),
                 Word::Scheduled => self.scheduled.notify_here(),
+                Word::Schedules => self.schedules.notify_here(),
                 Word::Leases => self.leases.notify_here(),
                 Word::Cancels => self.cancels.notify_here(),
                 Word::Ended => self.ended.notify_here(),
@@ -295,14 +302,14 @@ impl Wakeups {
     /// The loops of this process end: the others look for what it leaves, and do all that comes of its last work.
     pub fn leave(&self) {
         self.elsewhere.leaving.store(true, Ordering::Relaxed);
-        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.events, &self.lanes] {
+        for bell in [&self.jobs, &self.scheduled, &self.schedules, &self.leases, &self.events, &self.lanes] {
             bell.notify_elsewhere();
         }
     }
 
     /// Rings all bells of this process: something may have been told that was not heard.
     pub fn all_here(&self) {
-        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.cancels, &self.ended] {
+        for bell in [&self.jobs, &self.scheduled, &self.schedules, &self.leases, &self.cancels, &self.ended] {
             bell.notify_here();
         }
         for bell in [&self.events, &self.endpoints, &self.deliveries, &self.lanes] {

@@ -9,6 +9,7 @@
 //! | `run_jobs` | executor | accept, promote, expire, SQL | 1 s |
 //! | `expire_leases` | scheduler | reap | 1 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
+//! | `fire_schedules` | scheduler | changes of schedules | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
 //! | `dispatch` | dispatcher | fan-out, outcomes | the next due time, 1 s |
 //! | `wake_waiters` | api | ends in other nodes | 1 s, if someone waits |
@@ -21,6 +22,7 @@ pub mod batches;
 pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
+pub mod fire_schedules;
 pub mod hear_nodes;
 pub mod heartbeat;
 pub mod maintain;
@@ -71,6 +73,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     if roles.scheduler {
         start!(Work, expire_leases);
         start!(Work, promote_due);
+        start!(Work, fire_schedules);
         start!(Work, maintain);
     }
     if roles.dispatcher {

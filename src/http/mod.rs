@@ -20,6 +20,7 @@ pub mod operating;
 pub mod problem;
 pub mod publish;
 pub mod queues;
+pub mod schedules;
 pub mod secrets;
 pub mod submit;
 
@@ -62,6 +63,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/deliveries", &["GET"]),
     ("/v1/deliveries/{id}", &["GET"]),
     ("/v1/deliveries/{id}/retry", &["POST"]),
+    ("/v1/schedules", &["GET", "POST"]),
+    ("/v1/schedules/{id}", &["GET", "PATCH", "DELETE"]),
+    ("/v1/schedules/{id}/trigger", &["POST"]),
     ("/v1/callback-secret", &["GET"]),
     ("/v1/callback-secret/rotate", &["POST"]),
     ("/v1/admin/queues", &["GET"]),
@@ -81,6 +85,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
         .configure(endpoint_routes)
+        .configure(schedule_routes)
         .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
         .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
         .service(at("/v1/events/{id}").route(get().to(events::get)))
@@ -115,6 +120,20 @@ fn endpoint_routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/endpoints/{id}/secret/rotate").route(web::post().to(endpoint_secrets::rotate)))
         .service(at("/v1/endpoints/{id}/stats").route(get().to(endpoint_stats::stats)))
         .service(at("/v1/endpoints/{id}/test").route(web::post().to(endpoint_test::test)));
+}
+
+fn schedule_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            at("/v1/schedules").route(get().to(schedules::list)).route(web::post().to(schedules::create)),
+        )
+        .service(
+            at("/v1/schedules/{id}")
+                .route(get().to(schedules::get))
+                .route(web::patch().to(schedules::patch))
+                .route(web::delete().to(schedules::delete)),
+        )
+        .service(at("/v1/schedules/{id}/trigger").route(web::post().to(schedules::trigger)));
 }
 
 /// GET, and HEAD with it (RFC 9110, section 9.1).

@@ -147,7 +147,8 @@ fn parse(
     new_job::parse(at, raw, context, extract::traceparent(request).as_deref())
 }
 
-fn refusal(refused: &Refused) -> ApiError {
+/// What a job that was not accepted is answered with.
+pub(super) fn refusal(refused: &Refused) -> ApiError {
     match refused {
         Refused::InputTooLarge => too_large(),
         Refused::Faults(faults) => faults.clone().into(),

@@ -190,7 +190,7 @@ async fn take(
           SELECT t.attempt + 1 AS attempt, t.tries + 1 AS tries, t.crashes, now() AS started_at, gen_random_uuid() AS token,
             row_number() OVER (ORDER BY t.priority DESC, t.ready_at, t.job_id) AS slot,
             j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent
+            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at
           FROM taken t CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = t.tenant_id AND j.id = t.job_id LIMIT 1) j
         ), leased AS (
           INSERT INTO ringback.job_leases (tenant_id, job_id, token, holder, worker, queue, kind, priority, attempt, tries, crashes,
