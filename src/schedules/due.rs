@@ -145,6 +145,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
         #[test]
         fn every_time_is_decided_once(
             every in 1_i64..50, missed_s in 0_i64..40_000, up_s in 0_i64..200, limit in 1_usize..80,

@@ -27,5 +27,6 @@ mod pubsub;
 mod queues;
 mod races;
 mod retention;
+mod schedules;
 mod spec;
 mod sql;
