@@ -25,6 +25,9 @@ const JOBS_MAX: usize = 500;
 /// … and about so much text at most; what is left is due in the next one.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// The options of a job's callback as they are stored.
+pub type SealOptions<'a> = dyn Fn(&Job) -> Result<Option<Vec<u8>>, SealError> + Sync + 'a;
+
 /// What firing needs beside the database.
 pub struct Tools<'a> {
     /// Opens the jobs.
@@ -32,7 +35,7 @@ pub struct Tools<'a> {
     /// Which addresses are allowed.
     pub outbound: &'a OutboundPolicy,
     /// Seals the options of a job's callback.
-    pub seal_options: &'a (dyn Fn(&Job) -> Result<Option<Vec<u8>>, SealError> + Sync),
+    pub seal_options: &'a SealOptions<'a>,
     /// Since when this process looks for what is due, by the database's clock.
     pub running_since: Timestamp,
 }

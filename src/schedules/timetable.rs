@@ -18,6 +18,8 @@ use chrono_tz::Tz;
 use super::cron::{self, Pattern};
 use crate::clock::Timestamp;
 
+const SECOND: TimeDelta = TimeDelta::seconds(1);
+
 /// When a schedule is due.
 #[derive(Clone)]
 pub struct Timetable {
@@ -73,7 +75,7 @@ impl Timetable {
 
     /// The last moment before `end` among those not before `first`, which is one of them.
     pub fn last_before(&self, first: Timestamp, end: Timestamp) -> Timestamp {
-        let found = self.turning_point(first, end, |at| self.next_after(at).is_none_or(|next| next >= end));
+        let found = turning_point(first, end, |at| self.next_after(at).is_none_or(|next| next >= end));
         // Just before the turning point the next moment is the last one.
         self.next_after(found - SECOND).filter(|at| *at >= first && *at < end).unwrap_or(first)
     }
@@ -84,22 +86,8 @@ impl Timetable {
         if few(first - SECOND) {
             return first;
         }
-        let found = self.turning_point(first, end, few);
+        let found = turning_point(first, end, few);
         self.next_after(found).filter(|at| *at >= first && *at <= end).unwrap_or(first)
-    }
-
-    /// The first whole second from `low` on for which `holds`, where it does not hold before and always after.
-    fn turning_point(&self, low: Timestamp, high: Timestamp, holds: impl Fn(Timestamp) -> bool) -> Timestamp {
-        let (mut no, mut yes) = (-1, (high - low).num_seconds() + 1);
-        while yes - no > 1 {
-            let middle = no + (yes - no) / 2;
-            if holds(low + TimeDelta::seconds(middle)) {
-                yes = middle;
-            } else {
-                no = middle;
-            }
-        }
-        low + TimeDelta::seconds(yes)
     }
 
     /// Every moment whose local time fits.
@@ -138,11 +126,23 @@ impl Timetable {
         let (before, after) = (offset(around - TimeDelta::days(1)), offset(around + TimeDelta::days(2)));
         let low = around - TimeDelta::seconds(after.max(before));
         let high: DateTime<Utc> = around - TimeDelta::seconds(after.min(before));
-        self.turning_point(low, high, |moment| offset(moment) == after)
+        turning_point(low, high, |moment| offset(moment) == after)
     }
 }
 
-const SECOND: TimeDelta = TimeDelta::seconds(1);
+/// The first whole second from `low` on for which `holds`, where it does not hold before and always after.
+fn turning_point(low: Timestamp, high: Timestamp, holds: impl Fn(Timestamp) -> bool) -> Timestamp {
+    let (mut no, mut yes) = (-1, (high - low).num_seconds() + 1);
+    while yes - no > 1 {
+        let middle = no + (yes - no) / 2;
+        if holds(low + TimeDelta::seconds(middle)) {
+            yes = middle;
+        } else {
+            no = middle;
+        }
+    }
+    low + TimeDelta::seconds(yes)
+}
 
 #[cfg(test)]
 #[path = "timetable_tests.rs"]

@@ -112,7 +112,7 @@ async fn a_schedule_is_created_shown_listed_and_deleted() {
     let page = ring.get("/v1/schedules?limit=1").await.expect(200).json();
     assert_eq!(list(&page), [other], "the newest first");
     let next = format!("/v1/schedules?limit=1&cursor={}", string(&page["next_cursor"]));
-    assert_eq!(list(&ring.get(&next).await.expect(200).json()), [made.clone()]);
+    assert_eq!(list(&ring.get(&next).await.expect(200).json()), std::slice::from_ref(&made));
     assert_eq!(list(&ring.get("/v1/schedules?status=active").await.expect(200).json()).len(), 1);
 
     let delete = ring.call(Method::DELETE, &path(&made));
@@ -222,25 +222,28 @@ async fn catch_up_says_what_becomes_of_the_times_without_a_process() {
     ring.kill();
     due_since(&database, "cron = '* * * * *'", "date_trunc('minute', now()) - interval '10 minutes'").await;
     due_since(&database, "cron <> '* * * * *'", "date_trunc('second', now()) - interval '1 hour'").await;
-    let killed = Utc::now();
+    let killed = ringback::clock::now();
 
     ring.start().await;
 
-    let minute = |at: DateTime<Utc>| at - TimeDelta::seconds(at.timestamp().rem_euclid(60));
     let all = times_of(&jobs_when(&ring, "all", 11).await);
-    assert_eq!(all.first().map(|at| minute(*at)), Some(minute(killed) - TimeDelta::minutes(10)));
+    // From ten whole minutes before the kill on.
+    let first = *all.first().expect("one");
+    assert!((600..=720).contains(&(killed - first).num_seconds()), "{first} {killed}");
     assert_every(TimeDelta::minutes(1), &all);
     let last = times_of(&jobs_when(&ring, "last", 1).await);
     assert!(last.first().is_some_and(|at| *at + TimeDelta::seconds(60) >= killed), "{last:?}");
     assert!(times_of(&jobs_of(&ring, "none").await).iter().all(|at| *at + TimeDelta::seconds(2) > killed));
 
-    // No more than the last thousand, each once, and then it goes on as usual.
-    let caught_up =
-        |schedule: &Value| schedule["next"].as_array().is_some_and(|next| time(&next[0]) > Utc::now());
+    // No more than the last thousand, each once, and then it goes on as usual: those few that are on time again are left
+    // out, because others are not finished.
+    let caught_up = |schedule: &Value| {
+        schedule["next"].as_array().is_some_and(|next| time(&next[0]) > ringback::clock::now())
+    };
     eventually("it caught up", async || shown(&ring, &path(&seconds)).await, caught_up).await;
-    let jobs = jobs_when(&ring, "seconds", 1000).await;
+    let jobs = jobs_of(&ring, "seconds").await;
     let times = times_of(&jobs);
-    assert!(times.len() < 1100, "{}", times.len());
+    assert!((900..1100).contains(&times.len()), "{}", times.len());
     let made_up: BTreeSet<_> = times.iter().copied().filter(|at| *at <= killed).collect();
     assert_every(TimeDelta::seconds(1), &made_up);
     let planned: Vec<_> = jobs.iter().map(|job| time(&job["scheduled_for"])).collect();
