@@ -162,17 +162,17 @@ async fn take(
           -- Who waits longest is the first of some priority, so only the first ones are compared.
           SELECT w.*, ARRAY(
             WITH RECURSIVE heads AS (
-              (SELECT r.priority, r.ready_at, r.ctid AS at FROM ringback.job_ready r
+              (SELECT r.priority, r.ready_at, r.job_id, r.ctid AS at FROM ringback.job_ready r
                WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind
                ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT 1)
               UNION ALL
-              SELECT n.priority, n.ready_at, n.at FROM heads h CROSS JOIN LATERAL (
-                SELECT r.priority, r.ready_at, r.ctid AS at FROM ringback.job_ready r
+              SELECT n.priority, n.ready_at, n.job_id, n.at FROM heads h CROSS JOIN LATERAL (
+                SELECT r.priority, r.ready_at, r.job_id, r.ctid AS at FROM ringback.job_ready r
                 WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind AND r.priority < h.priority
                 ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT 1
               ) n
             )
-            SELECT at FROM heads ORDER BY ready_at LIMIT w.by_age
+            SELECT at FROM heads ORDER BY ready_at, job_id LIMIT w.by_age
           ) AS heads
           FROM wanted w
         ), oldest AS MATERIALIZED (
