@@ -41,8 +41,8 @@ pub struct Time {
 }
 
 impl Time {
-    /// Is it left out while a job is not finished? What `all` makes up for is wanted in any case.
-    pub fn waits_for_none(self, overlap: Overlap) -> bool {
+    /// Does it make a job although another is not finished? What `all` makes up for is wanted in any case.
+    pub fn runs_beside_others(self, overlap: Overlap) -> bool {
         overlap == Overlap::Allow || self.made_up
     }
 }

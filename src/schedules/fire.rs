@@ -104,7 +104,7 @@ impl Round<'_> {
         let (times, next_at) = decide(&settings.timetable, settings.catch_up, next_at, self.moment, limit);
         let mut record = Record { next_at, ..schedule.record.clone() };
         for time in times {
-            if !record.open_jobs.is_empty() && !time.waits_for_none(settings.overlap) {
+            if !record.open_jobs.is_empty() && !time.runs_beside_others(settings.overlap) {
                 record.last_skipped_at = Some(time.at);
                 record.skipped += 1;
                 continue;

@@ -140,7 +140,8 @@ pub struct Record {
     pub skipped: i64,
     /// Why the last time that should have made a job did not.
     pub last_error: Option<String>,
-    /// Its newest jobs that were not finished when the row was read, the last ones made at the end.
+    /// Its newest jobs that were not finished when the row was locked, the last ones made at the end. Empty where it was
+    /// read only to be shown.
     pub open_jobs: Vec<JobId>,
 }
 
