@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{jittered, pause};
 use crate::clock::Timestamp;
 use crate::db::StoreError;
+use crate::ids::TenantId;
 use crate::jobs::Job;
 use crate::schedules::{fire, store};
 use crate::shared::Shared;
@@ -40,7 +41,7 @@ async fn look(shared: &Shared, running_since: &mut Option<Timestamp>) -> Result<
     let seal_options = |job: &Job| shared.seal_options(job.tenant, job.id, job.callback.as_ref());
     let tools = fire::Tools {
         sealer: &shared.sealer,
-        outbound: shared.client.policy(),
+        rules: shared.job_context(TenantId::from_uuid(uuid::Uuid::nil()), since),
         seal_options: &seal_options,
         running_since: since,
     };

@@ -12,9 +12,9 @@ use super::idempotency::{self, HeldKey, Standing};
 use super::problem::ApiError;
 use super::submit::refusal;
 use super::{ListLink, list_answer};
+use crate::clock;
 use crate::ids::{ScheduleId, TenantId};
 use crate::jobs::Job;
-use crate::jobs::new_job::Context;
 use crate::jobs::store::Accept;
 use crate::jobs::view::{JobState, JobView};
 use crate::schedules::change::{self, ScheduleError};
@@ -52,7 +52,7 @@ pub async fn create(
     };
     let db = shared.db.clone();
     let now = shared.tasks.run(async move { store::now(&db).await }).await??;
-    let context = Context { tenant: caller.tenant, now, outbound: shared.client.policy() };
+    let context = shared.job_context(caller.tenant, now);
     let settings =
         new_schedule::parse_new(extract::raw(&bytes)?, context).map_err(|refused| refusal(&refused))?;
     let schedule = Schedule::new(caller.tenant, settings, now);
@@ -140,7 +140,7 @@ pub async fn patch(
         .run(async move {
             // What would be refused anyway is refused for what is wrong with it (RFC 9110, section 13.2.1).
             let new = |old: &Schedule, now| {
-                let context = Context { tenant: whose.0, now, outbound: for_task.client.policy() };
+                let context = for_task.job_context(whose.0, now);
                 let new = new_schedule::parse_patch(&raw, &old.settings, context)
                     .map_err(ScheduleError::Refused)?;
                 if if_match.allows(old.version) { Ok(new) } else { Err(ScheduleError::Changed) }
@@ -191,8 +191,8 @@ pub async fn trigger(request: HttpRequest, shared: web::Data<Shared>) -> Result<
                 let key = key.as_ref().map(|held| held.stored(Some(job_location(&job)), &body_of(&job)));
                 Ok(Accept { job, sealed_options, key })
             };
-            let how = (for_task.client.policy(), traceparent.as_deref());
-            change::trigger(&for_task.db, &for_task.sealer, whose, how, accept).await
+            let how = (for_task.job_context(whose.0, clock::now()), traceparent.as_deref());
+            change::trigger(&for_task.db, &for_task.sealer, whose.1, how, accept).await
         })
         .await??;
     let Some(job) = job else {

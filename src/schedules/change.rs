@@ -15,7 +15,6 @@ use crate::jobs::new_job::{Context, Refused};
 use crate::jobs::store::{Accept, Accepted};
 use crate::secret::{SealError, Sealer};
 use crate::secrets::SecretError;
-use crate::target::OutboundPolicy;
 
 /// Why a schedule was not changed or triggered.
 #[derive(Debug, thiserror::Error)]
@@ -98,21 +97,21 @@ pub async fn delete(
     Ok(())
 }
 
-/// Accepts a schedule's job now, beside whatever runs. `accept` seals what must be, and adds the request's key. `None`:
+/// Accepts a schedule's job now, by the database's clock, beside whatever runs. `accept` seals what must be, and adds the request's key. `None`:
 /// that key is taken, and nothing was stored.
 /// # Errors
 /// [`ScheduleError`].
 pub async fn trigger(
     db: &Db,
     sealer: &Sealer,
-    (tenant, id): (TenantId, ScheduleId),
-    (outbound, traceparent): (&OutboundPolicy, Option<&str>),
+    id: ScheduleId,
+    (context, traceparent): (Context<'_>, Option<&str>),
     accept: impl FnOnce(Job) -> Result<Accept, SealError>,
 ) -> Result<Option<Job>, ScheduleError> {
-    let mut tx = db.begin().await?;
+    let (mut tx, tenant) = (db.begin().await?, context.tenant);
     let (schedule, now) = store::lock(&mut tx, sealer, tenant, id).await?;
-    let context = Context { tenant, now, outbound };
-    let job = template::job_of(&schedule, None, context, traceparent).map_err(ScheduleError::Refused)?;
+    let job = template::job_of(&schedule, None, Context { now, ..context }, traceparent)
+        .map_err(ScheduleError::Refused)?;
     let accept = accept(job)?;
     let accepted = crate::jobs::store::accept(&mut *tx, std::slice::from_ref(&accept)).await?;
     if accepted.contains(&Accepted::KeyTaken) {

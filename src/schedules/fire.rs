@@ -16,7 +16,6 @@ use crate::jobs::Job;
 use crate::jobs::new_job::{Context, Refused};
 use crate::jobs::store::Accept;
 use crate::secret::{SealError, Sealer};
-use crate::target::OutboundPolicy;
 
 /// A transaction is of so many schedules…
 const SCHEDULES_MAX: i64 = 100;
@@ -32,8 +31,8 @@ pub type SealOptions<'a> = dyn Fn(&Job) -> Result<Option<Vec<u8>>, SealError> + 
 pub struct Tools<'a> {
     /// Opens the jobs.
     pub sealer: &'a Sealer,
-    /// Which addresses are allowed.
-    pub outbound: &'a OutboundPolicy,
+    /// What jobs are judged by, but for tenant and time.
+    pub rules: Context<'a>,
     /// Seals the options of a job's callback.
     pub seal_options: &'a SealOptions<'a>,
     /// Since when this process looks for what is due, by the database's clock.
@@ -129,8 +128,7 @@ impl Round<'_> {
     }
 
     fn accept_of(&self, schedule: &Schedule, at: Timestamp) -> Result<Accept, String> {
-        let context =
-            Context { tenant: schedule.tenant, now: self.moment.now, outbound: self.tools.outbound };
+        let context = Context { tenant: schedule.tenant, now: self.moment.now, ..self.tools.rules };
         let job = template::job_of(schedule, Some(at), context, None).map_err(|why| sentence(&why))?;
         let sealed_options = (self.tools.seal_options)(&job).map_err(|error| error.to_string())?;
         Ok(Accept { job, sealed_options, key: None })

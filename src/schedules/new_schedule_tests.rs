@@ -9,7 +9,12 @@ const GOOD: &str =
 
 fn context() -> Context<'static> {
     let now = chrono::DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
-    Context { tenant: crate::ids::TenantId::from_uuid(uuid::Uuid::nil()), now, outbound: &OUTBOUND }
+    Context {
+        tenant: crate::ids::TenantId::from_uuid(uuid::Uuid::nil()),
+        now,
+        outbound: &OUTBOUND,
+        operator: None,
+    }
 }
 
 fn raw(text: &str) -> Box<RawValue> {
