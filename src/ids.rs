@@ -136,6 +136,8 @@ ids! {
     DeliveryId = "dlv";
     /// An order to send again what was or was not sent.
     ReplayId = "rpl";
+    /// What runs again and again.
+    ScheduleId = "sch";
     /// One try of a delivery.
     AttemptId = "att";
 }

@@ -23,6 +23,7 @@ pub mod idempotency;
 pub mod jobs;
 pub mod nodes;
 pub mod replays;
+pub mod schedules;
 pub mod secrets;
 pub mod tenants;
 pub mod workers;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::db::Db;
 use crate::db::batch::Batcher;
@@ -20,6 +21,7 @@ use crate::executors::ExecutorTable;
 use crate::idempotency::Running;
 use crate::ids::{JobId, TenantId};
 use crate::jobs::finish::Finish;
+use crate::jobs::new_job::Context;
 use crate::jobs::queue_limit::QueueLimits;
 use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::waiters::Waiters;
@@ -165,6 +167,16 @@ impl Shared {
         let Some(sealed) = sealed else { return Ok(CallbackOptions::default()) };
         let text = self.sealer.open(&options_context(tenant, job), sealed)?;
         serde_json::from_slice(text.expose()).map_err(|_| SealError::CannotOpen)
+    }
+
+    /// What a job is judged by when it comes.
+    pub fn job_context(&self, tenant: TenantId, now: Timestamp) -> Context<'_> {
+        Context {
+            tenant,
+            now,
+            outbound: self.client.policy(),
+            operator: self.config.roles.executor.then_some(&*self.config.operator),
+        }
     }
 
     /// The node's id.

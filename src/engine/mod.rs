@@ -11,6 +11,7 @@
 //! | `settle_parcels` | api | hand-outs | – |
 //! | `expire_leases` | scheduler | reap | 0.5 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
+//! | `fire_schedules` | scheduler | changes of schedules | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
 //! | `feed_replays` | dispatcher | replays made or cancelled | the next page's time, 1 s |
 //! | `dispatch` | dispatcher | fan-out, replays, outcomes | the next due time, 1 s |
@@ -25,6 +26,7 @@ pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
 pub mod feed_replays;
+pub mod fire_schedules;
 pub mod hear_nodes;
 pub mod heartbeat;
 pub mod lend_jobs;
@@ -79,6 +81,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     if roles.scheduler {
         start!(Work, expire_leases);
         start!(Work, promote_due);
+        start!(Work, fire_schedules);
         start!(Work, maintain);
     }
     if roles.dispatcher {

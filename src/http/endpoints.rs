@@ -142,7 +142,7 @@ pub async fn patch(
     Query::of(&request).finish()?;
     let id: EndpointId = extract::id(&request)?;
     let if_match = IfMatch::of(&request)?;
-    let bytes = extract::patch_body(&request, payload).await?;
+    let bytes = extract::patch_body(&request, payload, 1).await?;
     let raw = extract::raw(&bytes)?.to_owned();
     let (for_task, whose) = (shared.clone(), (caller.tenant, id));
     let changed = shared

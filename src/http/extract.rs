@@ -109,11 +109,15 @@ pub async fn json_body(
 /// A body that must be a JSON merge patch (RFC 7396); plain JSON is taken for one.
 /// # Errors
 /// As [`body`].
-pub async fn patch_body(request: &HttpRequest, payload: web::Payload) -> Result<Vec<u8>, ApiError> {
+pub async fn patch_body(
+    request: &HttpRequest,
+    payload: web::Payload,
+    wrap: usize,
+) -> Result<Vec<u8>, ApiError> {
     if !matches!(media_type(request).as_str(), "application/merge-patch+json" | "application/json") {
         return Err(ApiError::MediaType("send the body as Content-Type: application/merge-patch+json"));
     }
-    strict_json(request, payload, BODY_MAX_BYTES, 1).await
+    strict_json(request, payload, BODY_MAX_BYTES, wrap).await
 }
 
 fn media_type(request: &HttpRequest) -> String {

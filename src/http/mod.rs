@@ -22,6 +22,7 @@ pub mod problem;
 pub mod publish;
 pub mod queues;
 pub mod replays;
+pub mod schedules;
 pub mod secrets;
 pub mod submit;
 
@@ -70,6 +71,9 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/admin/replays", &["GET", "POST"]),
     ("/v1/admin/replays/{id}", &["GET"]),
     ("/v1/admin/replays/{id}/cancel", &["POST"]),
+    ("/v1/schedules", &["GET", "POST"]),
+    ("/v1/schedules/{id}", &["GET", "PATCH", "DELETE"]),
+    ("/v1/schedules/{id}/trigger", &["POST"]),
     ("/v1/callback-secret", &["GET"]),
     ("/v1/callback-secret/rotate", &["POST"]),
     ("/v1/admin/queues", &["GET"]),
@@ -92,6 +96,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/leases/extend").route(web::post().to(leases::extend)))
         .service(at("/v1/leases/report").route(web::post().to(leases::report)))
         .configure(endpoint_routes)
+        .configure(schedule_routes)
         .service(at("/v1/events").route(get().to(events::list)).route(web::post().to(publish::publish)))
         .service(at("/v1/events/batch").route(web::post().to(publish::publish_batch)))
         .service(at("/v1/events/{id}").route(get().to(events::get)))
@@ -131,6 +136,20 @@ fn endpoint_routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/endpoints/{id}/secret/rotate").route(web::post().to(endpoint_secrets::rotate)))
         .service(at("/v1/endpoints/{id}/stats").route(get().to(endpoint_stats::stats)))
         .service(at("/v1/endpoints/{id}/test").route(web::post().to(endpoint_test::test)));
+}
+
+fn schedule_routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            at("/v1/schedules").route(get().to(schedules::list)).route(web::post().to(schedules::create)),
+        )
+        .service(
+            at("/v1/schedules/{id}")
+                .route(get().to(schedules::get))
+                .route(web::patch().to(schedules::patch))
+                .route(web::delete().to(schedules::delete)),
+        )
+        .service(at("/v1/schedules/{id}/trigger").route(web::post().to(schedules::trigger)));
 }
 
 /// GET, and HEAD with it (RFC 9110, section 9.1).

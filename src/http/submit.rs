@@ -15,7 +15,7 @@ use super::problem::ApiError;
 use crate::clock;
 use crate::fields::{Faults, Fields};
 use crate::jobs::create::FirstAnswer;
-use crate::jobs::new_job::{self, Context, Refused};
+use crate::jobs::new_job::{self, Refused};
 use crate::jobs::read_store::StoredJob;
 use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::view::{JobState, JobView};
@@ -138,16 +138,12 @@ fn parse(
     at: &str,
     raw: &RawValue,
 ) -> Result<Job, Refused> {
-    let context = Context {
-        tenant: caller.tenant,
-        now: clock::now(),
-        outbound: shared.client.policy(),
-        operator: shared.config.roles.executor.then_some(&*shared.config.operator),
-    };
+    let context = shared.job_context(caller.tenant, clock::now());
     new_job::parse(at, raw, context, extract::traceparent(request).as_deref())
 }
 
-fn refusal(refused: &Refused) -> ApiError {
+/// What a job that was not accepted is answered with.
+pub(super) fn refusal(refused: &Refused) -> ApiError {
     match refused {
         Refused::InputTooLarge => too_large(),
         Refused::Faults(faults) => faults.clone().into(),

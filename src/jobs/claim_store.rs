@@ -169,17 +169,17 @@ async fn take(
           -- Who waits longest is the first of some priority, so only the first ones are compared.
           SELECT w.*, ARRAY(
             WITH RECURSIVE heads AS (
-              (SELECT r.priority, r.ready_at, r.ctid AS at FROM ringback.job_ready r
+              (SELECT r.priority, r.ready_at, r.job_id, r.ctid AS at FROM ringback.job_ready r
                WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind
                ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT 1)
               UNION ALL
-              SELECT n.priority, n.ready_at, n.at FROM heads h CROSS JOIN LATERAL (
-                SELECT r.priority, r.ready_at, r.ctid AS at FROM ringback.job_ready r
+              SELECT n.priority, n.ready_at, n.job_id, n.at FROM heads h CROSS JOIN LATERAL (
+                SELECT r.priority, r.ready_at, r.job_id, r.ctid AS at FROM ringback.job_ready r
                 WHERE r.tenant_id = w.tenant_id AND r.queue = w.queue AND r.kind = w.kind AND r.priority < h.priority
                 ORDER BY r.priority DESC, r.ready_at, r.job_id LIMIT 1
               ) n
             )
-            SELECT at FROM heads ORDER BY ready_at LIMIT w.by_age
+            SELECT at FROM heads ORDER BY ready_at, job_id LIMIT w.by_age
           ) AS heads
           FROM wanted w
         ), oldest AS MATERIALIZED (
@@ -197,7 +197,7 @@ async fn take(
           SELECT t.attempt + 1 AS attempt, t.tries + 1 AS tries, t.crashes, now() AS started_at, gen_random_uuid() AS token,
             row_number() OVER (ORDER BY t.priority DESC, t.ready_at, t.job_id) AS slot,
             j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, p.progress, p.checkpoint
+            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at, p.progress, p.checkpoint
           FROM taken t CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = t.tenant_id AND j.id = t.job_id LIMIT 1) j
           LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = t.tenant_id AND p.job_id = t.job_id LIMIT 1) p ON true
         ), leased AS (

@@ -33,7 +33,7 @@ use serde_json::value::RawValue;
 
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
-use crate::ids::{JobId, TenantId};
+use crate::ids::{JobId, ScheduleId, TenantId};
 use crate::receivers::RetrySpec;
 
 /// An input is at most this long, as JSON text.
@@ -229,6 +229,17 @@ pub struct Job {
     pub callback: Option<Callback>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// The schedule that made it, if one did.
+    pub scheduled: Option<Scheduled>,
+}
+
+/// Which schedule made a job, and for which of its times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduled {
+    /// The schedule.
+    pub by: ScheduleId,
+    /// The time that its pattern names; `None`: it was triggered by hand.
+    pub at: Option<Timestamp>,
 }
 
 /// What workers told of a job while it ran.

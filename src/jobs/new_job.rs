@@ -110,6 +110,7 @@ fn parse_fields(
         metadata,
         callback,
         traceparent: traceparent.map(str::to_owned),
+        scheduled: None,
     }))
 }
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::outcome::TryOutcome;
 use super::view::{JobEnd, JobState};
-use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec, Told};
+use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec, Scheduled, Told};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, raw_json};
@@ -36,7 +36,7 @@ macro_rules! select_jobs {
         concat!(
             "WITH wanted AS MATERIALIZED (", $from, ")
             SELECT j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-              j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent,
+              j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at,
               e.status AS end_status, e.result, e.error, e.attempt AS end_attempt, e.started_at AS end_started_at, e.finished_at,
               l.attempt AS lease_attempt, l.started_at AS lease_started_at, l.cancel_requested,
               coalesce(s.attempt, r.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
@@ -255,6 +255,10 @@ impl<'r> FromRow<'r, PgRow> for Job {
             metadata: metadata.and_then(|text| serde_json::from_str(&text).ok()),
             callback: url.map(|url| Callback { url, options: CallbackOptions::default() }),
             traceparent: row.try_get("traceparent")?,
+            scheduled: match row.try_get("schedule_id")? {
+                Some(by) => Some(Scheduled { by, at: row.try_get("nominal_at")? }),
+                None => None,
+            },
         })
     }
 }

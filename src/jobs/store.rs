@@ -50,9 +50,11 @@ pub async fn accept(db: impl sqlx::PgExecutor<'_>, items: &[Accept]) -> Result<V
         WITH input AS MATERIALIZED (
           SELECT * FROM unnest(
             $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int2[], $6::timestamptz[], $7::int4[], $8::int4[], $9::text[],
-            $10::text[], $11::bytea[], $12::text[], $13::text[], $14::bytea[], $15::text[], $16::text[], $17::bytea[], $18::text[], $19::bytea[]
+            $10::text[], $11::bytea[], $12::text[], $13::text[], $14::bytea[], $15::text[], $16::text[], $17::bytea[], $18::text[], $19::bytea[],
+            $20::uuid[], $21::timestamptz[]
           ) AS t(tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata, callback_url, callback_options, traceparent, idem_key, idem_print, idem_location, idem_body)
+            unique_key, input, metadata, callback_url, callback_options, traceparent, idem_key, idem_print, idem_location, idem_body,
+            schedule_id, nominal_at)
         ), keyed AS (
           INSERT INTO ringback.idempotency_keys (tenant_id, key, fingerprint, status, location, body)
           SELECT tenant_id, idem_key, idem_print, 202, idem_location, idem_body FROM input
@@ -64,9 +66,9 @@ pub async fn accept(db: impl sqlx::PgExecutor<'_>, items: &[Accept]) -> Result<V
           WHERE i.idem_key IS NULL OR EXISTS (SELECT FROM keyed k WHERE k.tenant_id = i.tenant_id AND k.key = i.idem_key)
         ), stored AS (
           INSERT INTO ringback.jobs (tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata, callback_url, callback_options, traceparent)
+            unique_key, input, metadata, callback_url, callback_options, traceparent, schedule_id, nominal_at)
           SELECT tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata::jsonb, callback_url, callback_options, traceparent FROM chosen
+            unique_key, input, metadata::jsonb, callback_url, callback_options, traceparent, schedule_id, nominal_at FROM chosen
           ON CONFLICT DO NOTHING
           RETURNING tenant_id, id, queue, kind, priority, run_at
         ), ready AS (
@@ -97,6 +99,8 @@ pub async fn accept(db: impl sqlx::PgExecutor<'_>, items: &[Accept]) -> Result<V
     .bind(keys().map(|key| key.map(|key| key.fingerprint.as_slice())).collect::<Vec<_>>())
     .bind(keys().map(|key| key.and_then(|key| key.location.as_deref())).collect::<Vec<_>>())
     .bind(keys().map(|key| key.map(|key| key.body.as_slice())).collect::<Vec<_>>())
+    .bind(jobs().map(|job| job.scheduled.map(|scheduled| scheduled.by.uuid())).collect::<Vec<_>>())
+    .bind(jobs().map(|job| job.scheduled.and_then(|scheduled| scheduled.at)).collect::<Vec<_>>())
     .fetch_all(db)
     .await?;
     let stored: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();

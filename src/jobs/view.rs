@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::{EndStatus, Job, JobError, JobStatus};
 use crate::clock::{Timestamp, millis};
-use crate::ids::JobId;
+use crate::ids::{JobId, ScheduleId};
 
 /// What changes while a job lives.
 #[derive(Debug, Clone)]
@@ -113,6 +113,9 @@ pub struct JobView<'a> {
     callback_url: Option<&'a str>,
     unique_key: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
+    schedule_id: Option<ScheduleId>,
+    #[serde(with = "millis")]
+    scheduled_for: Option<Timestamp>,
     cancel_requested: bool,
     #[serde(with = "millis")]
     created_at: Timestamp,
@@ -149,6 +152,8 @@ impl<'a> JobView<'a> {
             callback_url: job.callback.as_ref().map(|callback| callback.url.as_str()),
             unique_key: job.unique_key.as_deref(),
             metadata: job.metadata.as_ref().unwrap_or(&NO_METADATA),
+            schedule_id: job.scheduled.map(|scheduled| scheduled.by),
+            scheduled_for: job.scheduled.and_then(|scheduled| scheduled.at),
             cancel_requested: state.cancel_requested,
             created_at,
             run_at: state.due_at.unwrap_or(job.run_at),

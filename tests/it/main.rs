@@ -28,7 +28,7 @@ mod queues;
 mod races;
 mod replays;
 mod retention;
+mod schedules;
 mod spec;
 mod sql;
 mod worker_cli;
-
