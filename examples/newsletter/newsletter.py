@@ -85,7 +85,7 @@ for number, start in enumerate(starts):
 seconds = Counter(int(mail["at"] - mails[0]["at"]) for mail in mails)
 span = starts[-1] - starts[0]
 print(f"Handed out over {span:.1f} s, {(READERS - 1) / span:.1f} a second on average.")
-print(f"No span of time had more than the rate and {lead:.1f} jobs; the burst is {BURST}.")
+print(f"No span of time had more than the rate and {lead:.0f} jobs; the burst is {BURST}.")
 print("Messages that arrived in each second:", " ".join(str(seconds[second]) for second in range(max(seconds) + 1)))
 if lead > BURST + PER_S * 0.002:  # times in answers are cut to milliseconds
     sys.exit("The limit was not held.")
