@@ -51,7 +51,7 @@ pub struct Verify {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
-    message: Signature,
+    message: SignedMessage,
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,7 +62,7 @@ enum What {
 
 /// A message and the secret that it was signed with.
 #[derive(Debug, Args)]
-struct Signature {
+struct SignedMessage {
     /// The receiver's secret, or its public key (whpk_…)
     #[arg(long, visible_alias = "public-key", env = "RINGBACK_SIGNING_SECRET", hide_env_values = true, value_name = "whsec_…", value_parser = parse_secret, required = true)]
     secret: Option<SecretText>,
@@ -109,7 +109,7 @@ pub async fn run(verify: &Verify, style: Style) -> Result<(), Failure> {
     }
 }
 
-fn check(verify: &Signature) -> Result<(), Failure> {
+fn check(verify: &SignedMessage) -> Result<(), Failure> {
     let Some(secret) = &verify.secret else {
         return Err(Failure::usage("name the receiver's secret with --secret"));
     };

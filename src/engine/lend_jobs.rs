@@ -76,7 +76,9 @@ async fn lend(shared: &Shared, handed_out: &mut usize) -> Round {
     let promising = match promising(shared, groups).await {
         Ok(promising) => promising,
         Err((error, groups)) => {
-            groups.iter().for_each(|group| refuse(shared, group, &error));
+            for group in &groups {
+                refuse(shared, group, &error);
+            }
             return Round::default();
         }
     };
@@ -134,7 +136,9 @@ async fn promising(shared: &Shared, groups: Vec<Group>) -> Result<Vec<Group>, (S
                 && wish.queues.as_ref().is_none_or(|queues| queues.contains(&line.queue))
         })
     });
-    others.iter().for_each(|group| shared.waiting_workers.dismiss(group, now));
+    for group in &others {
+        shared.waiting_workers.dismiss(group, now);
+    }
     Ok(promising)
 }
 

@@ -58,7 +58,7 @@ async fn settle_one(shared: &Shared, held: &Held, delivered: Option<Duration>) {
             shared.wakeups.jobs.notify_one();
         }
         Err(error) => {
-            tracing::warn!(%error, "{count} jobs of a worker that vanished cannot be given back; their leases will expire")
+            tracing::warn!(%error, "{count} jobs of a worker that vanished cannot be given back; their leases will expire");
         }
     }
 }

@@ -19,6 +19,9 @@ use crate::ids::TenantId;
 /// What a waiting worker gets: jobs, or nothing because its time is over (`None`).
 pub type Answer = Result<Option<Parcel>, StoreError>;
 
+/// What is wanted: of which tenant, which kinds, which queues.
+type Want<'a> = (TenantId, &'a [String], Option<&'a [String]>);
+
 #[derive(Debug)]
 struct Place {
     wish: Arc<Wish>,
@@ -102,7 +105,7 @@ impl WaitingWorkers {
     pub fn groups(&self) -> Vec<Group> {
         let places = self.lock();
         let mut groups: Vec<Group> = Vec::new();
-        let mut known: HashMap<(TenantId, &[String], Option<&[String]>), usize> = HashMap::new();
+        let mut known: HashMap<Want<'_>, usize> = HashMap::new();
         for (number, place) in &places.by_number {
             let wish = &place.wish;
             let key = (wish.tenant, wish.kinds.as_slice(), wish.queues.as_deref());

@@ -157,7 +157,9 @@ pub(super) async fn extend(desk: Arc<Desk>) {
             {
                 Ok(reply) => {
                     let answers = reply.body["leases"].as_array().cloned().unwrap_or_default();
-                    answers.iter().for_each(|answer| note_answer(&desk, asked, answer));
+                    for answer in &answers {
+                        note_answer(&desk, asked, answer);
+                    }
                 }
                 Err(error) => {
                     failed = true;

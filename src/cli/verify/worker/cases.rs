@@ -175,7 +175,7 @@ impl Play<'_> {
         self.hand(job, 1, sleep_s, Trick::None).await?;
         let lapsed = |hand: &Hand| {
             let ended = hand.reports.iter().any(|(_, outcome, _)| outcome != "progress");
-            (ended || Instant::now() >= hand.until).then(|| (ended, hand.extended.len()))
+            (ended || Instant::now() >= hand.until).then_some((ended, hand.extended.len()))
         };
         let within = Duration::from_secs_f64(sleep_s) + self.patience;
         match self.stage.until(job, within, lapsed).await {
