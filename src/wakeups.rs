@@ -27,6 +27,8 @@ pub enum Word {
     Jobs,
     /// A job waits for a time that may be earlier than all others.
     Scheduled,
+    /// Held jobs are to be looked at.
+    Held,
     /// A node is gone, and its leases with it.
     Leases,
     /// Someone wants a running job stopped.
@@ -48,10 +50,11 @@ pub enum Word {
 }
 
 impl Word {
-    const ALL: [(&'static str, Self); 12] = [
+    const ALL: [(&'static str, Self); 13] = [
         ("hello", Self::Hello),
         ("jobs", Self::Jobs),
         ("scheduled", Self::Scheduled),
+        ("held", Self::Held),
         ("leases", Self::Leases),
         ("cancels", Self::Cancels),
         ("ended", Self::Ended),
@@ -210,6 +213,8 @@ pub struct Wakeups {
     pub jobs: Bell,
     /// A worker outside waits for jobs; it hears of all jobs that are ready as well.
     pub lenders: Bell,
+    /// Held jobs are to be looked at.
+    pub held: Bell,
     /// A job waits for a time that may be earlier than all others.
     pub scheduled: Bell,
     /// A node is gone, and its leases with it.
@@ -237,7 +242,7 @@ pub struct Wakeups {
 pub struct Here {
     /// Gives events their numbers.
     pub dispatcher: bool,
-    /// Makes due jobs ready, and ends lost leases.
+    /// Places held jobs, makes due ones ready, and ends lost leases.
     pub scheduler: bool,
 }
 
@@ -256,6 +261,7 @@ impl Wakeups {
         Self {
             jobs: Bell { also: Some(lenders.here.clone()), ..bell(Word::Jobs, false) },
             lenders,
+            held: bell(Word::Held, here.scheduler),
             scheduled: bell(Word::Scheduled, here.scheduler),
             leases: bell(Word::Leases, here.scheduler),
             cancels: bell(Word::Cancels, false),
@@ -296,6 +302,7 @@ impl Wakeups {
             match word {
                 Word::Jobs => self.jobs.notify_here(),
                 Word::Scheduled => self.scheduled.notify_here(),
+                Word::Held => self.held.notify_here(),
                 Word::Leases => self.leases.notify_here(),
                 Word::Cancels => self.cancels.notify_here(),
                 Word::Ended => self.ended.notify_here(),
@@ -312,14 +319,17 @@ impl Wakeups {
     /// The loops of this process end: the others look for what it leaves, and do all that comes of its last work.
     pub fn leave(&self) {
         self.elsewhere.leaving.store(true, Ordering::Relaxed);
-        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.events, &self.replays, &self.lanes] {
+        for bell in [&self.jobs, &self.held, &self.scheduled, &self.leases] {
+            bell.notify_elsewhere();
+        }
+        for bell in [&self.events, &self.replays, &self.lanes] {
             bell.notify_elsewhere();
         }
     }
 
     /// Rings all bells of this process: something may have been told that was not heard.
     pub fn all_here(&self) {
-        for bell in [&self.jobs, &self.scheduled, &self.leases, &self.cancels, &self.ended] {
+        for bell in [&self.jobs, &self.held, &self.scheduled, &self.leases, &self.cancels, &self.ended] {
             bell.notify_here();
         }
         for bell in [&self.events, &self.replays, &self.endpoints, &self.deliveries, &self.lanes] {

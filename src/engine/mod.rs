@@ -10,6 +10,7 @@
 //! | `lend_jobs` | api | workers that ask, accept, promote, expire, SQL | 1 s, if someone waits |
 //! | `settle_parcels` | api | hand-outs | – |
 //! | `expire_leases` | scheduler | reap | 0.5 s |
+//! | `place_held` | scheduler | accept, finish, cancel, SQL | 1 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
 //! | `feed_replays` | dispatcher | replays made or cancelled | the next page's time, 1 s |
@@ -29,6 +30,7 @@ pub mod hear_nodes;
 pub mod heartbeat;
 pub mod lend_jobs;
 pub mod maintain;
+pub mod place_held;
 pub mod promote_due;
 pub mod reap_nodes;
 pub mod refresh_keys;
@@ -79,6 +81,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     if roles.scheduler {
         start!(Work, expire_leases);
         start!(Work, promote_due);
+        start!(Work, place_held);
         start!(Work, maintain);
     }
     if roles.dispatcher {
