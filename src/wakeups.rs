@@ -29,6 +29,8 @@ pub enum Word {
     Scheduled,
     /// A schedule was made or changed.
     Schedules,
+    /// Held jobs are to be looked at.
+    Held,
     /// A node is gone, and its leases with it.
     Leases,
     /// Someone wants a running job stopped.
@@ -50,11 +52,12 @@ pub enum Word {
 }
 
 impl Word {
-    const ALL: [(&'static str, Self); 13] = [
+    const ALL: [(&'static str, Self); 14] = [
         ("hello", Self::Hello),
         ("jobs", Self::Jobs),
         ("scheduled", Self::Scheduled),
         ("schedules", Self::Schedules),
+        ("held", Self::Held),
         ("leases", Self::Leases),
         ("cancels", Self::Cancels),
         ("ended", Self::Ended),
@@ -213,6 +216,8 @@ pub struct Wakeups {
     pub jobs: Bell,
     /// A worker outside waits for jobs; it hears of all jobs that are ready as well.
     pub lenders: Bell,
+    /// Held jobs are to be looked at.
+    pub held: Bell,
     /// A job waits for a time that may be earlier than all others.
     pub scheduled: Bell,
     /// A schedule was made or changed.
@@ -242,7 +247,7 @@ pub struct Wakeups {
 pub struct Here {
     /// Gives events their numbers.
     pub dispatcher: bool,
-    /// Makes due jobs ready and those of schedules, and ends lost leases.
+    /// Places held jobs, makes due ones ready and those of schedules, and ends lost leases.
     pub scheduler: bool,
 }
 
@@ -261,6 +266,7 @@ impl Wakeups {
         Self {
             jobs: Bell { also: Some(lenders.here.clone()), ..bell(Word::Jobs, false) },
             lenders,
+            held: bell(Word::Held, here.scheduler),
             scheduled: bell(Word::Scheduled, here.scheduler),
             schedules: bell(Word::Schedules, here.scheduler),
             leases: bell(Word::Leases, here.scheduler),
@@ -303,6 +309,7 @@ impl Wakeups {
                 Word::Jobs => self.jobs.notify_here(),
                 Word::Scheduled => self.scheduled.notify_here(),
                 Word::Schedules => self.schedules.notify_here(),
+                Word::Held => self.held.notify_here(),
                 Word::Leases => self.leases.notify_here(),
                 Word::Cancels => self.cancels.notify_here(),
                 Word::Ended => self.ended.notify_here(),
@@ -319,15 +326,20 @@ impl Wakeups {
     /// The loops of this process end: the others look for what it leaves, and do all that comes of its last work.
     pub fn leave(&self) {
         self.elsewhere.leaving.store(true, Ordering::Relaxed);
-        let loops = [&self.jobs, &self.scheduled, &self.schedules, &self.leases, &self.events, &self.replays];
-        for bell in loops.into_iter().chain([&self.lanes]) {
+        for bell in [&self.jobs, &self.held, &self.scheduled, &self.schedules, &self.leases] {
+            bell.notify_elsewhere();
+        }
+        for bell in [&self.events, &self.replays, &self.lanes] {
             bell.notify_elsewhere();
         }
     }
 
     /// Rings all bells of this process: something may have been told that was not heard.
     pub fn all_here(&self) {
-        for bell in [&self.jobs, &self.scheduled, &self.schedules, &self.leases, &self.cancels, &self.ended] {
+        for bell in [&self.jobs, &self.held, &self.scheduled, &self.schedules, &self.leases] {
+            bell.notify_here();
+        }
+        for bell in [&self.cancels, &self.ended] {
             bell.notify_here();
         }
         for bell in [&self.events, &self.replays, &self.endpoints, &self.deliveries, &self.lanes] {

@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 /// Rows of a hot table are counted up to this number; beyond it the statistics have to do.
 pub const COUNTED_MAX: i64 = 10_000;
 /// The small tables with a high turnover, in which dead rows hurt.
-pub const HOT_TABLES: [&str; 7] = [
+pub const HOT_TABLES: [&str; 11] = [
     "job_ready",
     "job_scheduled",
     "job_leases",
@@ -22,6 +22,10 @@ pub const HOT_TABLES: [&str; 7] = [
     "delivery_queue",
     "fan_out_rest",
     "event_dedup",
+    "job_held",
+    "job_waits",
+    "job_heads",
+    "job_calls",
 ];
 /// Who holds what is shown for the worst few.
 const HOLDERS_MAX: i64 = 3;
@@ -198,7 +202,11 @@ pub async fn counts(db: &Db) -> Result<Vec<(&'static str, i64)>, StoreError> {
           (SELECT count(*) FROM (SELECT FROM ringback.event_inbox LIMIT $1) t),
           (SELECT count(*) FROM (SELECT FROM ringback.delivery_queue LIMIT $1) t),
           (SELECT count(*) FROM (SELECT FROM ringback.fan_out_rest LIMIT $1) t),
-          (SELECT count(*) FROM (SELECT FROM ringback.event_dedup LIMIT $1) t)",
+          (SELECT count(*) FROM (SELECT FROM ringback.event_dedup LIMIT $1) t),
+          (SELECT count(*) FROM (SELECT FROM ringback.job_held LIMIT $1) t),
+          (SELECT count(*) FROM (SELECT FROM ringback.job_waits LIMIT $1) t),
+          (SELECT count(*) FROM (SELECT FROM ringback.job_heads LIMIT $1) t),
+          (SELECT count(*) FROM (SELECT FROM ringback.job_calls LIMIT $1) t)",
     )
     .bind(COUNTED_MAX + 1)
     .fetch_one(db.pool())

@@ -76,6 +76,9 @@ async fn is_alive(db: &Db, day: &str) -> Result<bool, StoreError> {
                  ringback.uuid_floor((to_date($1, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC') AS high
         )
         SELECT EXISTS (SELECT FROM ringback.job_ready, span WHERE job_id >= low AND job_id < high)
+            OR EXISTS (SELECT FROM ringback.job_held, span WHERE job_id >= low AND job_id < high)
+            OR EXISTS (SELECT FROM ringback.job_waits, span WHERE after_id >= low AND after_id < high)
+            OR EXISTS (SELECT FROM ringback.job_calls, span WHERE job_id >= low AND job_id < high)
             OR EXISTS (SELECT FROM ringback.job_scheduled, span WHERE job_id >= low AND job_id < high)
             OR EXISTS (SELECT FROM ringback.job_leases, span WHERE job_id >= low AND job_id < high)
             OR EXISTS (SELECT FROM ringback.event_inbox, span WHERE event_id >= low AND event_id < high)

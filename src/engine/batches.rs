@@ -15,6 +15,9 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
         async move {
             let answers = job_store::accept(db.pool(), &batch).await?;
             wakeups.jobs.notify_one();
+            if batch.iter().any(|item| item.job.is_held()) {
+                wakeups.held.notify_one();
+            }
             let now = crate::clock::now();
             if batch.iter().any(|item| item.job.run_at > now) {
                 wakeups.scheduled.notify_one();
@@ -44,8 +47,11 @@ pub async fn finish(shared: Arc<Shared>, stop: Stop) {
         let (db, wakeups, waiters) = (shared.db.clone(), shared.wakeups.clone(), shared.waiters.clone());
         let limits = !shared.queue_limits.is_empty();
         async move {
-            let held = job_finish::write(db, batch.clone()).await?;
+            let ended = job_finish::write(db, batch.clone()).await?;
             wakeups.events.notify_one();
+            if ended.called {
+                wakeups.held.notify_one();
+            }
             // An end makes room in its queue.
             if limits {
                 wakeups.jobs.notify_one();
@@ -54,14 +60,14 @@ pub async fn finish(shared: Arc<Shared>, stop: Stop) {
                 wakeups.scheduled.notify_one();
                 wakeups.jobs.notify_one();
             }
-            let mut ended = batch.iter().filter(|finish| finish.event.is_some()).peekable();
-            if ended.peek().is_some() {
+            let mut over = batch.iter().filter(|finish| finish.event.is_some()).peekable();
+            if over.peek().is_some() {
                 wakeups.ended.notify_elsewhere();
             }
-            for finish in ended {
+            for finish in over {
                 waiters.wake(finish.end.tenant, finish.end.job);
             }
-            Ok(held)
+            Ok(ended.held)
         }
     };
     shared.finish.run(stop, flush).await;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::{jittered, pause};
 use crate::db::StoreError;
 use crate::jobs::claim_store::{self, Claim, Claimed, Slot};
+use crate::jobs::{after_store, lease_store};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 use crate::workers::parcel::{FIRST_LEASE_MAX, Lent, Parcel};
@@ -160,7 +161,14 @@ async fn claim(shared: &Shared, group: &Group, handed_out: usize) -> Result<Clai
         slots: &slots,
         handed_out,
     };
-    claim_store::claim(&shared.db, &claim, &shared.queue_limits).await
+    let mut claimed = claim_store::claim(&shared.db, &claim, &shared.queue_limits).await?;
+    if let Err(error) = after_store::attach(&shared.db, &mut claimed.leases).await {
+        // Without the results the worker could not do its work.
+        let tokens: Vec<_> = claimed.leases.iter().map(|(_, lease)| lease.token).collect();
+        lease_store::release(&shared.db, &tokens).await?;
+        return Err(error);
+    }
+    Ok(claimed)
 }
 
 /// Each job to the worker whose place it got.

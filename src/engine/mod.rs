@@ -10,6 +10,7 @@
 //! | `lend_jobs` | api | workers that ask, accept, promote, expire, SQL | 1 s, if someone waits |
 //! | `settle_parcels` | api | hand-outs | – |
 //! | `expire_leases` | scheduler | reap | 0.5 s |
+//! | `place_held` | scheduler | accept, finish, cancel, SQL | 1 s |
 //! | `promote_due` | scheduler | accept, retry, SQL | the next due time, 1 s |
 //! | `fire_schedules` | scheduler | changes of schedules | the next due time, 1 s |
 //! | `fan_out` | dispatcher | finish, publish, SQL | 1 s; 0.1 s for a second after there was something |
@@ -31,6 +32,7 @@ pub mod hear_nodes;
 pub mod heartbeat;
 pub mod lend_jobs;
 pub mod maintain;
+pub mod place_held;
 pub mod promote_due;
 pub mod reap_nodes;
 pub mod refresh_keys;
@@ -82,6 +84,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
         start!(Work, expire_leases);
         start!(Work, promote_due);
         start!(Work, fire_schedules);
+        start!(Work, place_held);
         start!(Work, maintain);
     }
     if roles.dispatcher {

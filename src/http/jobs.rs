@@ -15,7 +15,7 @@ use crate::ids::{JobId, TenantId};
 use crate::jobs::finish::{CancelOutcome, cancel as cancel_job};
 use crate::jobs::read_store::{self, JobFilter, StoredJob};
 use crate::jobs::view::JobView;
-use crate::jobs::{JobStatus, store};
+use crate::jobs::{After, JobStatus, after_store, store};
 use crate::shared::Shared;
 use crate::tenants::Scope;
 
@@ -31,15 +31,26 @@ pub async fn get(request: HttpRequest, shared: web::Data<Shared>) -> Result<Http
     query.finish()?;
     let id: JobId = extract::id(&request)?;
     let stored = wait_for_end(&shared, caller.tenant, id, wait.unwrap_or_default()).await?;
-    Ok(one(&stored))
+    one(&shared, &stored).await
 }
 
-fn one(stored: &StoredJob) -> HttpResponse {
+async fn one(shared: &web::Data<Shared>, stored: &StoredJob) -> Result<HttpResponse, ApiError> {
+    let view = JobView::new(&stored.job, &stored.state);
+    let body = match stored.job.after.clone() {
+        None => view.to_json(),
+        Some(After { jobs, .. }) => {
+            let (db, tenant) = (shared.db.clone(), stored.job.tenant);
+            let results =
+                shared.tasks.run(async move { after_store::results(&db, tenant, &jobs).await }).await??;
+            let results = after_store::all_ended(&results).then_some(results.as_slice());
+            view.with_after_results(results).to_json()
+        }
+    };
     let mut response = HttpResponse::Ok();
     if !stored.state.is_finished() {
         response.insert_header((RETRY_AFTER, "1"));
     }
-    response.content_type("application/json").body(JobView::new(&stored.job, &stored.state).to_json())
+    Ok(response.content_type("application/json").body(body))
 }
 
 /// The job when it has ended, or as it stands when the time is over.
@@ -140,13 +151,14 @@ pub async fn cancel(request: HttpRequest, shared: web::Data<Shared>) -> Result<H
             shared.waiters.wake(tenant, id);
             shared.wakeups.ended.notify_elsewhere();
             shared.wakeups.events.notify_one();
+            shared.wakeups.held.notify_one();
         }
         CancelOutcome::Requested => {
             shared.running_jobs.cancel(tenant, id);
             shared.wakeups.cancels.notify_elsewhere();
         }
     }
-    Ok(one(&wait_for_end(&shared, tenant, id, Duration::ZERO).await?))
+    one(&shared, &wait_for_end(&shared, tenant, id, Duration::ZERO).await?).await
 }
 
 /// `POST /v1/jobs/{id}/retry`.
@@ -163,5 +175,6 @@ pub async fn retry(request: HttpRequest, shared: web::Data<Shared>) -> Result<Ht
         })
         .await??;
     shared.wakeups.jobs.notify_one();
-    Ok(one(&wait_for_end(&shared, tenant, id, Duration::ZERO).await?))
+    shared.wakeups.held.notify_one();
+    one(&shared, &wait_for_end(&shared, tenant, id, Duration::ZERO).await?).await
 }

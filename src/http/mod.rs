@@ -13,6 +13,7 @@ pub mod endpoint_test;
 pub mod endpoints;
 pub mod events;
 pub mod explain;
+pub mod explain_job;
 pub mod extract;
 pub mod idempotency;
 pub mod jobs;
@@ -50,6 +51,7 @@ pub const ROUTES: &[(&str, &[&str])] = &[
     ("/v1/jobs/{id}", &["GET"]),
     ("/v1/jobs/{id}/attempts", &["GET"]),
     ("/v1/jobs/{id}/cancel", &["POST"]),
+    ("/v1/jobs/{id}/explain", &["GET"]),
     ("/v1/jobs/{id}/retry", &["POST"]),
     ("/v1/leases", &["POST"]),
     ("/v1/leases/extend", &["POST"]),
@@ -90,6 +92,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(at("/v1/jobs/batch").route(web::post().to(submit::submit_batch)))
         .service(at("/v1/jobs/{id}").route(get().to(jobs::get)))
         .service(at("/v1/jobs/{id}/attempts").route(get().to(jobs::attempts)))
+        .service(at("/v1/jobs/{id}/explain").route(get().to(explain_job::job)))
         .service(at("/v1/jobs/{id}/cancel").route(web::post().to(jobs::cancel)))
         .service(at("/v1/jobs/{id}/retry").route(web::post().to(jobs::retry)))
         .service(at("/v1/leases").route(web::post().to(leases::lease)))

@@ -14,12 +14,13 @@ use super::jobs::wait_for_end;
 use super::problem::ApiError;
 use crate::clock;
 use crate::fields::{Faults, Fields};
+use crate::ids::JobId;
 use crate::jobs::create::FirstAnswer;
 use crate::jobs::new_job::{self, Refused};
 use crate::jobs::read_store::StoredJob;
 use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::view::{JobState, JobView};
-use crate::jobs::{BATCH_MAX, Job, create};
+use crate::jobs::{BATCH_MAX, Job, after_store, create};
 use crate::shared::Shared;
 use crate::tenants::{Caller, Scope};
 
@@ -39,6 +40,7 @@ pub async fn submit(
     };
     let job =
         parse(&request, &shared, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
+    check_after(&shared, std::slice::from_ref(&job), |_| "/after".to_owned()).await?;
     let body = JobView::new(&job, &JobState::accepted()).to_json();
     if job.unique_key.is_some() {
         return submit_unique(&request, &shared, (job, body), held).await;
@@ -87,6 +89,7 @@ async fn create_all(
     let created = shared.tasks.run(async move { create::create(&db, accepts, key, first).await }).await??;
     shared.wakeups.jobs.notify_one();
     shared.wakeups.scheduled.notify_one();
+    shared.wakeups.held.notify_one();
     Ok(created)
 }
 
@@ -105,6 +108,7 @@ pub async fn submit_batch(
         Standing::Free => None,
     };
     let jobs = parse_batch(&request, &shared, &caller, extract::raw(&bytes)?)?;
+    check_after(&shared, &jobs, |index| format!("/jobs/{index}/after")).await?;
     let views: Vec<String> =
         jobs.iter().map(|job| JobView::new(job, &JobState::accepted()).to_json()).collect();
     let accepts = jobs.into_iter().map(|job| accept_of(&shared, job, None)).collect::<Result<Vec<_>, _>>()?;
@@ -180,6 +184,36 @@ fn parse_batch(
         }
     }
     if faults.is_empty() { Ok(jobs) } else { Err(faults.into()) }
+}
+
+/// The jobs that others are to wait for must be there. All are the caller's.
+async fn check_after(
+    shared: &web::Data<Shared>,
+    jobs: &[Job],
+    at: impl Fn(usize) -> String,
+) -> Result<(), ApiError> {
+    let mut wanted: Vec<JobId> =
+        jobs.iter().filter_map(|job| job.after.as_ref()).flat_map(|after| after.jobs.clone()).collect();
+    let Some(tenant) = jobs.first().map(|job| job.tenant).filter(|_| !wanted.is_empty()) else {
+        return Ok(());
+    };
+    wanted.sort_unstable();
+    wanted.dedup();
+    let db = shared.db.clone();
+    let known = shared.tasks.run(async move { after_store::existing(&db, tenant, &wanted).await }).await??;
+    let mut faults = Faults::default();
+    for (index, job) in jobs.iter().enumerate() {
+        let Some(after) = &job.after else { continue };
+        for (position, id) in after.positions.iter().zip(&after.jobs) {
+            if !known.contains(id) {
+                faults.add(
+                    format!("{}/{position}", at(index)),
+                    format!("there is no job {id}; submit it first"),
+                );
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults.into()) }
 }
 
 fn accept_of(shared: &Shared, job: Job, key: Option<(&HeldKey, &str)>) -> Result<Accept, ApiError> {

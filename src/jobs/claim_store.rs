@@ -197,7 +197,8 @@ async fn take(
           SELECT t.attempt + 1 AS attempt, t.tries + 1 AS tries, t.crashes, now() AS started_at, gen_random_uuid() AS token,
             row_number() OVER (ORDER BY t.priority DESC, t.ready_at, t.job_id) AS slot,
             j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at, p.progress, p.checkpoint
+            j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at,
+            p.progress, p.checkpoint, j.ordering_key, j.after_ids, j.after_failure
           FROM taken t CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = t.tenant_id AND j.id = t.job_id LIMIT 1) j
           LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = t.tenant_id AND p.job_id = t.job_id LIMIT 1) p ON true
         ), leased AS (
@@ -236,6 +237,7 @@ impl<'r> FromRow<'r, PgRow> for Lease {
                 crashes: row.try_get("crashes")?,
             },
             started_at: row.try_get("started_at")?,
+            after_results: Vec::new(),
             told: Told::from_row(row)?,
         })
     }

@@ -1,18 +1,20 @@
 //! Stop 6 of a job's path: the end of a try is written, and if the job ended, the event that says so, in one commit.
 //! Next: `engine::fan_out`.
 //!
-//! Called by the finish batcher (`engine::run_jobs`, `engine::expire_leases`) and by `http::jobs` (cancel).
+//! Called by the finish batcher (`engine::run_jobs`, `engine::expire_leases`), by `http::jobs` (cancel) and by
+//! `engine::place_held` (what waited for a job that did not succeed).
 //!
 //! Invariant: there is no end without its event, and no event without an end.
 
 use std::sync::Arc;
 
-use super::lease_store::{self, Then, TryEnd};
+use super::lease_store::{self, Ended, Then, TryEnd};
 use super::outcome::{TryOutcome, Verdict};
+use super::read_store::StoredJob;
 use super::view::{JobEnd, JobView};
 use super::{CallbackOptions, EndStatus, Job, JobError, Told, Tries, read_store, store};
 use crate::clock::Timestamp;
-use crate::db::{Db, StoreError};
+use crate::db::{Db, StoreError, Tx};
 use crate::events::{self, CallbackRef, NewEvent};
 use crate::ids::{EventId, JobId, TenantId};
 use uuid::Uuid;
@@ -79,6 +81,7 @@ pub fn prepare(one: &Try<'_>, outcome: TryOutcome, verdict: Verdict) -> Finish {
         error: try_error.map(|error| error.to_json()),
         started_at: one.started_at,
         finished_at: one.finished_at,
+        in_line: one.job.ordering_key.is_some(),
         then,
         fenced: one.fenced,
     };
@@ -101,22 +104,56 @@ fn ended_event(job: &Job, callback: Option<&CallbackOptions>, end: &JobEnd) -> N
     }
 }
 
-/// Writes a batch: the finish batcher's flush. Answers which of them held their lease.
+/// Writes a batch: the finish batcher's flush.
 /// # Errors
 /// [`StoreError`]; nothing was written, or (unavailable) it is not known.
-pub async fn write(db: Db, batch: Arc<Vec<Finish>>) -> Result<Vec<bool>, StoreError> {
+pub async fn write(db: Db, batch: Arc<Vec<Finish>>) -> Result<Ended, StoreError> {
     let ends: Vec<TryEnd> = batch.iter().map(|finish| finish.end.clone()).collect();
     let mut tx = db.begin().await?;
-    let held = lease_store::end(&mut tx, &ends).await?;
+    let ended = lease_store::end(&mut tx, &ends).await?;
     let events: Vec<&NewEvent> = batch
         .iter()
-        .zip(&held)
+        .zip(&ended.held)
         .filter(|(_, held)| **held)
         .filter_map(|(finish, _)| finish.event.as_ref())
         .collect();
     events::store::append(&mut *tx, &events).await?;
     tx.commit().await?;
-    Ok(held)
+    Ok(ended)
+}
+
+/// A job that was waiting or held, and is no more.
+#[derive(Debug)]
+pub struct Cancelled {
+    /// As it stood.
+    pub stored: StoredJob,
+    /// Its callback's options, opened.
+    pub options: Option<CallbackOptions>,
+    /// Why.
+    pub error: JobError,
+}
+
+/// Writes the ends of jobs that were taken from where they waited, in the same transaction.
+/// # Errors
+/// [`StoreError`].
+pub async fn write_cancelled(tx: &mut Tx, jobs: &[Cancelled], now: Timestamp) -> Result<(), StoreError> {
+    let ends: Vec<_> =
+        jobs.iter().map(|one| (&one.stored.job, one.stored.state.attempt, one.error.to_json())).collect();
+    lease_store::end_waiting(tx, &ends, now).await?;
+    let event = |one: &Cancelled| {
+        let end = JobEnd {
+            status: EndStatus::Cancelled,
+            result: None,
+            error: Some(one.error.clone()),
+            attempt: one.stored.state.attempt,
+            started_at: one.stored.state.started_at,
+            finished_at: now,
+            progress: one.stored.state.progress.clone(),
+        };
+        ended_event(&one.stored.job, one.options.as_ref(), &end)
+    };
+    let events: Vec<NewEvent> = jobs.iter().map(event).collect();
+    events::store::append(&mut **tx, &events.iter().collect::<Vec<_>>()).await
 }
 
 /// What a request to cancel came to.
@@ -156,19 +193,8 @@ pub async fn cancel(
         let mut tx = db.begin().await?;
         if store::take_waiting(&mut tx, tenant, id).await? {
             let error = JobError::new("cancelled", "the job was cancelled before it ran to its end");
-            lease_store::end_waiting(&mut tx, &stored.job, stored.state.attempt, &error.to_json(), now)
-                .await?;
-            let end = JobEnd {
-                status: EndStatus::Cancelled,
-                result: None,
-                error: Some(error),
-                attempt: stored.state.attempt,
-                started_at: stored.state.started_at,
-                finished_at: now,
-                progress: stored.state.progress.clone(),
-            };
-            let event = ended_event(&stored.job, options.as_ref(), &end);
-            events::store::append(&mut *tx, &[&event]).await?;
+            let cancelled = Cancelled { stored, options, error };
+            write_cancelled(&mut tx, &[cancelled], now).await?;
             tx.commit().await?;
             return Ok(CancelOutcome::Cancelled);
         }

@@ -11,6 +11,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::after_store::AfterResult;
 use super::outcome::TryOutcome;
 use super::{EndStatus, Job, Told, Tries};
 use crate::clock::Timestamp;
@@ -33,6 +34,8 @@ pub struct Lease {
     pub started_at: Timestamp,
     /// What workers told of the job so far.
     pub told: Told,
+    /// What became of the jobs that it waited for, where whoever runs it is to know (`after_store::attach`).
+    pub after_results: Vec<AfterResult>,
 }
 
 /// Puts off the expiry of all leases of a node. Returns the jobs that someone wants stopped.
@@ -72,6 +75,8 @@ pub struct TryEnd {
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Timestamp,
+    /// Others may wait for its turn in a line to be over.
+    pub in_line: bool,
     /// What becomes of the job.
     pub then: Then,
     /// Only while the lease runs and nobody wants the job stopped: a report from outside, whose lease nobody watches.
@@ -122,17 +127,25 @@ impl TryEnd {
     }
 }
 
-/// Writes the ends of tries, in the caller's transaction. Answers which of them held their lease; the others changed
-/// nothing.
+/// What the writing of ends came to.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Which of them held their lease; the others changed nothing.
+    pub held: Vec<bool>,
+    /// Held jobs may have waited for one of them.
+    pub called: bool,
+}
+
+/// Writes the ends of tries, in the caller's transaction.
 /// # Errors
 /// [`StoreError`].
-pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> {
+pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Ended, StoreError> {
     let rows = sqlx::query(
         "-- jobs::lease_store::end
         WITH input AS MATERIALIZED (
           SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int4[], $5::text[], $6::int2[], $7::text[], $8::timestamptz[], $9::timestamptz[],
-            $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[], $15::bool[])
-          AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes, fenced)
+            $10::int2[], $11::float8[], $12::bytea[], $13::text[], $14::int2[], $15::bool[], $16::bool[])
+          AS t(tenant_id, job_id, token, attempt, worker, outcome, error, started_at, finished_at, status, wait_s, result, unique_key, crashes, fenced, in_line)
         ), mine AS MATERIALIZED (
           -- In one order for all, or two batches could wait for each other.
           SELECT i.*, l.queue, l.kind, l.priority, l.tries FROM (SELECT * FROM input ORDER BY tenant_id, job_id) i CROSS JOIN LATERAL (
@@ -162,8 +175,13 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
         ), at_once AS (
           INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt, tries, crashes)
           SELECT tenant_id, job_id, queue, kind, priority, now(), attempt, tries, crashes FROM mine WHERE wait_s = 0
+        ), called AS (
+          INSERT INTO ringback.job_calls (tenant_id, what, job_id)
+          SELECT m.tenant_id, 0, m.job_id FROM mine m WHERE m.status IS NOT NULL AND (
+            m.in_line OR EXISTS (SELECT FROM ringback.job_waits w WHERE w.tenant_id = m.tenant_id AND w.after_id = m.job_id))
+          RETURNING 1
         )
-        SELECT token FROM held",
+        SELECT token, EXISTS (SELECT FROM called) FROM held",
     )
     .bind(ends.iter().map(|end| end.tenant.uuid()).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.job.uuid()).collect::<Vec<_>>())
@@ -180,33 +198,45 @@ pub async fn end(tx: &mut Tx, ends: &[TryEnd]) -> Result<Vec<bool>, StoreError> 
     .bind(ends.iter().map(TryEnd::unique_key).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.tries.crashes).collect::<Vec<_>>())
     .bind(ends.iter().map(|end| end.fenced).collect::<Vec<_>>())
+    .bind(ends.iter().map(|end| end.in_line).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     let held: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
-    Ok(ends.iter().map(|end| held.contains(&end.token)).collect())
+    let called = rows.first().is_some_and(|row| row.get(1));
+    Ok(Ended { held: ends.iter().map(|end| held.contains(&end.token)).collect(), called })
 }
 
-/// Writes the end of a job that was waiting, in the caller's transaction.
+/// Writes that jobs which were waiting or held were cancelled, each with its attempts so far and its error as JSON, in the
+/// caller's transaction, which has taken them out of where they were.
 /// # Errors
 /// [`StoreError`].
-pub async fn end_waiting(
-    tx: &mut Tx,
-    job: &Job,
-    attempt: i32,
-    error: &str,
-    at: Timestamp,
-) -> Result<(), StoreError> {
+pub async fn end_waiting(tx: &mut Tx, ends: &[(&Job, i32, String)], at: Timestamp) -> Result<(), StoreError> {
     sqlx::query(
         "-- jobs::lease_store::end_waiting
-        WITH freed AS (DELETE FROM ringback.job_unique_keys WHERE tenant_id = $1 AND key = $6 AND job_id = $2)
-        INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, error, finished_at) VALUES ($1, $2, 3, $3, $4, $5)",
+        WITH input AS MATERIALIZED (
+          SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int4[], $4::text[], $5::text[], $6::bool[])
+          AS t(tenant_id, job_id, attempt, error, unique_key, in_line)
+        ), freed AS (
+          DELETE FROM ringback.job_unique_keys WHERE ctid = ANY(ARRAY(
+            SELECT k.at FROM input i CROSS JOIN LATERAL (
+              SELECT k.ctid AS at FROM ringback.job_unique_keys k
+              WHERE k.tenant_id = i.tenant_id AND k.key = i.unique_key AND k.job_id = i.job_id LIMIT 1 FOR UPDATE
+            ) k WHERE i.unique_key IS NOT NULL))
+        ), called AS (
+          INSERT INTO ringback.job_calls (tenant_id, what, job_id)
+          SELECT i.tenant_id, 0, i.job_id FROM input i WHERE i.in_line
+            OR EXISTS (SELECT FROM ringback.job_waits w WHERE w.tenant_id = i.tenant_id AND w.after_id = i.job_id)
+        )
+        INSERT INTO ringback.job_ends (tenant_id, job_id, status, attempt, error, finished_at)
+        SELECT tenant_id, job_id, 3, attempt, error, $7 FROM input",
     )
-    .bind(job.tenant)
-    .bind(job.id)
-    .bind(attempt)
-    .bind(error)
+    .bind(ends.iter().map(|(job, ..)| job.tenant.uuid()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(job, ..)| job.id.uuid()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(_, attempt, _)| *attempt).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(.., error)| error.as_str()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(job, ..)| job.unique_key.as_deref()).collect::<Vec<_>>())
+    .bind(ends.iter().map(|(job, ..)| job.ordering_key.is_some()).collect::<Vec<_>>())
     .bind(at)
-    .bind(job.unique_key.as_deref())
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -250,7 +280,8 @@ pub async fn lost(db: &Db, limit: i64) -> Result<Vec<LostLease>, StoreError> {
         SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, coalesce(nullif(l.worker, ''), n.name, 'a node that is gone') AS worker,
           l.deadline <= now() AS timed_out,
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at, p.progress, p.checkpoint
+          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at,
+          p.progress, p.checkpoint, j.ordering_key, j.after_ids, j.after_failure
         FROM ringback.job_leases l LEFT JOIN ringback.nodes n ON n.id = l.holder
         CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j
         LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = l.tenant_id AND p.job_id = l.job_id LIMIT 1) p ON true

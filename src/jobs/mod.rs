@@ -1,19 +1,24 @@
 //! Jobs: work to do, from the POST that brings it to the event that says how it ended.
 //!
 //! Holds the noun, its statuses and the legal moves between them. `new_job` parses a request (stop 1 of a job's path),
-//! `store` keeps and shows jobs (stop 2), `claim_store` hands them out by `turns` (stop 3), `outcome` decides what the end of a try
-//! means (stop 5), `finish` writes it together with the event (stop 6). Knows no HTTP, no loop, no network.
+//! `store` keeps and shows jobs (stop 2), `lines_store` holds those whose turn has not come, `claim_store` hands them out by `turns`
+//! (stop 3), `outcome` decides what the end of a try means (stop 5), `finish` writes it together with the event (stop 6).
+//! `explain` says why a job waits. Knows no HTTP, no loop, no network.
 //!
-//! Invariant: a job is in exactly one of `job_ready`, `job_scheduled`, `job_leases`, `job_ends`, and only the
+//! Invariant: a job is in exactly one of `job_held`, `job_ready`, `job_scheduled`, `job_leases`, `job_ends`, and only the
 //! holder of its lease writes its end.
 
+pub mod after_store;
 pub mod claim_store;
 pub mod command_input;
 pub mod create;
 pub mod email_input;
+pub mod explain;
+pub mod explain_store;
 pub mod finish;
 pub mod http_input;
 pub mod lease_store;
+pub mod lines_store;
 pub mod new_job;
 pub mod outcome;
 pub mod queue_limit;
@@ -40,6 +45,8 @@ use crate::receivers::RetrySpec;
 pub const INPUT_MAX_BYTES: usize = 256 * 1024;
 /// A result is at most this long, as JSON text.
 pub const RESULT_MAX_BYTES: usize = 256 * 1024;
+/// A job waits for at most this many others.
+pub const AFTER_MAX: usize = 1000;
 /// A batch has at most this many jobs.
 pub const BATCH_MAX: usize = 1000;
 
@@ -88,6 +95,11 @@ impl JobStatus {
     pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, status)| *status == self).map_or("queued", |(word, _)| word)
     }
+
+    /// Is nothing more to come?
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
 }
 
 /// How a job ended.
@@ -114,6 +126,11 @@ impl EndStatus {
             Self::Failed => 2,
             Self::Cancelled => 3,
         }
+    }
+
+    /// The end of a number in `job_ends.status`.
+    pub fn of_code(code: i16) -> Option<Self> {
+        Self::WORDS.iter().map(|(_, status)| *status).find(|status| status.code() == code)
     }
 
     /// The type of the event that tells of it.
@@ -198,6 +215,40 @@ impl CallbackOptions {
     }
 }
 
+/// What becomes of a job when one of those it waits for does not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterFailure {
+    /// It is cancelled.
+    Cancel,
+    /// It runs as soon as all have ended, however.
+    Run,
+}
+
+impl AfterFailure {
+    /// All of them by name.
+    pub const WORDS: [(&'static str, Self); 2] = [("cancel", Self::Cancel), ("run", Self::Run)];
+
+    /// The number in `jobs.after_failure`.
+    pub fn code(self) -> i16 {
+        match self {
+            Self::Cancel => 0,
+            Self::Run => 1,
+        }
+    }
+}
+
+/// The jobs that another one waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct After {
+    /// Each once, in the order given; at least one.
+    pub jobs: Vec<JobId>,
+    /// Where each of them stood in the request, to name one that is not there; empty for a stored job.
+    pub positions: Vec<usize>,
+    /// If one of them does not succeed.
+    pub on_failure: AfterFailure,
+}
+
 /// A job as it was accepted: all that never changes.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -221,6 +272,10 @@ pub struct Job {
     pub backoff_json: Option<String>,
     /// While such a job is not finished there is no second one.
     pub unique_key: Option<String>,
+    /// Jobs of its queue that share it run one after another, in the order accepted.
+    pub ordering_key: Option<String>,
+    /// What it waits for.
+    pub after: Option<After>,
     /// The input's text, as it came.
     pub input: Box<RawValue>,
     /// Free strings.
@@ -240,6 +295,13 @@ pub struct Scheduled {
     pub by: ScheduleId,
     /// The time that its pattern names; `None`: it was triggered by hand.
     pub at: Option<Timestamp>,
+}
+
+impl Job {
+    /// Is it held until its turn comes, in a line or after others?
+    pub fn is_held(&self) -> bool {
+        self.ordering_key.is_some() || self.after.is_some()
+    }
 }
 
 /// What workers told of a job while it ran.

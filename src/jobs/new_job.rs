@@ -3,11 +3,15 @@
 //! Called by `http::jobs`. Every field of the contract is known here; one whose behaviour is not built yet is refused
 //! by name, never silently dropped. Behind this file nothing about a job is checked twice.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
-use super::{Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job, NAME_MAX, is_name};
+use super::{
+    AFTER_MAX, After, AfterFailure, Callback, CallbackOptions, EndStatus, INPUT_MAX_BYTES, Job, NAME_MAX,
+    is_name,
+};
 use super::{command_input, email_input, http_input, sql_input};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
@@ -23,7 +27,6 @@ const TIMEOUT_DEFAULT: Duration = Duration::from_mins(5);
 const TIMEOUT_RANGE_S: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 /// The farthest that a job may be put off: ten years.
 const DELAY_MAX_S: f64 = 315_576_000.0;
-const NOT_YET: &str = "not available yet in this version";
 
 /// What the parser must know beside the text.
 #[derive(Debug, Clone, Copy)]
@@ -86,11 +89,8 @@ fn parse_fields(
     let backoff = parse_backoff(&mut fields, faults);
     let unique_key = fields.string("unique_key", 1..=KEY_MAX, faults);
     let metadata = fields.strings("metadata", faults).filter(|metadata| !metadata.is_empty());
-    for later in ["ordering_key", "after", "after_failure"] {
-        if fields.raw(later).is_some() {
-            fields.fault(later, NOT_YET, faults);
-        }
-    }
+    let ordering_key = fields.string("ordering_key", 1..=KEY_MAX, faults);
+    let after = parse_after(&mut fields, faults);
     fields.finish(faults);
     let retry = retry_policy(backoff, max_attempts);
     let id = JobId::fresh();
@@ -106,6 +106,8 @@ fn parse_fields(
         backoff_json: backoff.and_then(|_| serde_json::to_string(&RetrySpec::from(retry)).ok()),
         retry,
         unique_key,
+        ordering_key,
+        after,
         input: input.map_or_else(|| RawValue::NULL.to_owned(), ToOwned::to_owned),
         metadata,
         callback,
@@ -195,6 +197,28 @@ fn parse_run_at(fields: &mut Fields<'_>, now: Timestamp, faults: &mut Faults) ->
     }
     // A time in the past means now; it must not lend the job a place before those that came earlier.
     Some(at.max(now))
+}
+
+/// Whether the jobs are there is asked where the database is (`jobs::after_store`), under the same pointers.
+fn parse_after(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<After> {
+    let list = fields.list("after", 0..=AFTER_MAX, faults);
+    let on_failure =
+        fields.word("after_failure", &AfterFailure::WORDS, faults).unwrap_or(AfterFailure::Cancel);
+    let (mut jobs, mut positions, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
+    for (index, raw) in list.unwrap_or_default().into_iter().enumerate() {
+        match serde_json::from_str::<JobId>(raw.get()) {
+            Ok(id) if seen.insert(id) => {
+                jobs.push(id);
+                positions.push(index);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let at = format!("{}/{index}", fields.pointer("after"));
+                faults.add(at, "must be the id of a job, as in job_01h2xcejqtf2nbrexx3vqjhp41");
+            }
+        }
+    }
+    (!jobs.is_empty()).then_some(After { jobs, positions, on_failure })
 }
 
 fn parse_backoff(fields: &mut Fields<'_>, faults: &mut Faults) -> Option<Backoff> {

@@ -14,7 +14,10 @@ use uuid::Uuid;
 
 use super::outcome::TryOutcome;
 use super::view::{JobEnd, JobState};
-use super::{Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec, Scheduled, Told};
+use super::{
+    After, AfterFailure, Callback, CallbackOptions, EndStatus, Job, JobError, JobStatus, RetrySpec,
+    Scheduled, Told,
+};
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, raw_json};
@@ -37,9 +40,10 @@ macro_rules! select_jobs {
             "WITH wanted AS MATERIALIZED (", $from, ")
             SELECT j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
               j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at,
+              j.ordering_key, j.after_ids, j.after_failure,
               e.status AS end_status, e.result, e.error, e.attempt AS end_attempt, e.started_at AS end_started_at, e.finished_at,
               l.attempt AS lease_attempt, l.started_at AS lease_started_at, l.cancel_requested,
-              coalesce(s.attempt, r.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
+              coalesce(s.attempt, r.attempt, h.attempt) AS waiting_attempt, coalesce(s.tries, r.tries) AS waiting_tries, s.due_at,
               a.error AS try_error, a.started_at AS try_started_at, p.progress
             FROM wanted w
             CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = w.tenant_id AND j.id = w.id LIMIT 1) j
@@ -48,9 +52,10 @@ macro_rules! select_jobs {
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_scheduled s WHERE s.tenant_id = w.tenant_id AND s.job_id = w.id LIMIT 1) s ON true
             LEFT JOIN LATERAL (SELECT * FROM ringback.job_ready r WHERE r.tenant_id = w.tenant_id AND r.job_id = w.id LIMIT 1) r ON true
             LEFT JOIN LATERAL (SELECT p.progress FROM ringback.job_progress p WHERE p.tenant_id = w.tenant_id AND p.job_id = w.id LIMIT 1) p ON true
+            LEFT JOIN LATERAL (SELECT * FROM ringback.job_held h WHERE h.tenant_id = w.tenant_id AND h.job_id = w.id LIMIT 1) h ON true
             LEFT JOIN LATERAL (
               SELECT a.error, a.started_at FROM ringback.job_attempts a WHERE a.tenant_id = w.tenant_id AND a.job_id = w.id AND e.job_id IS NULL
-              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt) LIMIT 1
+              AND a.number = coalesce(l.attempt - 1, s.attempt, r.attempt, h.attempt) LIMIT 1
             ) a ON true
             ORDER BY w.id DESC"
         )
@@ -113,7 +118,8 @@ pub async fn list(
              ORDER BY j.id DESC LIMIT $6")),
         Some(JobStatus::Queued) => concat!("-- jobs::read_store::list_queued\n", select_jobs!(
             "SELECT j.tenant_id, j.id FROM (SELECT tenant_id, job_id FROM ringback.job_ready WHERE tries = 0
-               UNION ALL SELECT tenant_id, job_id FROM ringback.job_scheduled WHERE tries = 0) q
+               UNION ALL SELECT tenant_id, job_id FROM ringback.job_scheduled WHERE tries = 0
+               UNION ALL SELECT tenant_id, job_id FROM ringback.job_held) q
              JOIN ringback.jobs j ON j.tenant_id = q.tenant_id AND j.id = q.job_id
              WHERE q.tenant_id = $1 AND q.job_id < $2
              AND ($3::text IS NULL OR j.kind = $3) AND ($4::text IS NULL OR j.queue = $4) AND ($5::text IS NULL OR j.metadata @> $5::jsonb)
@@ -251,6 +257,8 @@ impl<'r> FromRow<'r, PgRow> for Job {
             retry: RetryPolicy { max_attempts, ..retry },
             backoff_json,
             unique_key: row.try_get("unique_key")?,
+            ordering_key: row.try_get("ordering_key")?,
+            after: read_after(row)?,
             input: raw_json(row.try_get("input")?)?,
             metadata: metadata.and_then(|text| serde_json::from_str(&text).ok()),
             callback: url.map(|url| Callback { url, options: CallbackOptions::default() }),
@@ -268,6 +276,16 @@ impl<'r> FromRow<'r, PgRow> for StoredJob {
         let sealed_options = row.try_get("callback_options")?;
         Ok(Self { job: Job::from_row(row)?, state: read_state(row)?, sealed_options })
     }
+}
+
+fn read_after(row: &PgRow) -> Result<Option<After>, sqlx::Error> {
+    let Some(ids) = row.try_get::<Option<Vec<Uuid>>, _>("after_ids")? else { return Ok(None) };
+    let on_failure = match row.try_get::<Option<i16>, _>("after_failure")? {
+        Some(1) => AfterFailure::Run,
+        _ => AfterFailure::Cancel,
+    };
+    let jobs = ids.into_iter().map(JobId::from_uuid).collect();
+    Ok(Some(After { jobs, positions: Vec::new(), on_failure }))
 }
 
 fn read_state(row: &PgRow) -> Result<JobState, sqlx::Error> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::Job;
+use super::{After, Job};
 use crate::db::{Db, StoreError, Tx};
 use crate::idempotency::NewKey;
 use crate::ids::{JobId, TenantId};
@@ -36,6 +36,54 @@ pub enum Accepted {
     KeyTaken,
 }
 
+const ACCEPT: &str = "-- jobs::store::accept
+    WITH input AS MATERIALIZED (
+      SELECT * FROM unnest(
+        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int2[], $6::timestamptz[], $7::int4[], $8::int4[], $9::text[],
+        $10::text[], $11::bytea[], $12::text[], $13::text[], $14::bytea[], $15::text[], $16::text[], $17::bytea[], $18::text[], $19::bytea[],
+        $20::text[], $21::text[], $22::int2[], $23::uuid[], $24::timestamptz[]
+      ) WITH ORDINALITY AS t(tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
+        unique_key, input, metadata, callback_url, callback_options, traceparent, idem_key, idem_print, idem_location, idem_body,
+        ordering_key, after_ids, after_failure, schedule_id, nominal_at, number)
+    ), keyed AS (
+      INSERT INTO ringback.idempotency_keys (tenant_id, key, fingerprint, status, location, body)
+      SELECT tenant_id, idem_key, idem_print, 202, idem_location, idem_body FROM input
+      WHERE idem_key IS NOT NULL ORDER BY tenant_id, idem_key
+      ON CONFLICT DO NOTHING
+      RETURNING tenant_id, key
+    ), chosen AS MATERIALIZED (
+      -- Places in lines are given in the order of the batch.
+      SELECT i.*, CASE WHEN ordering_key IS NOT NULL THEN nextval('ringback.job_places') END AS place FROM (
+        SELECT * FROM input i
+        WHERE i.idem_key IS NULL OR EXISTS (SELECT FROM keyed k WHERE k.tenant_id = i.tenant_id AND k.key = i.idem_key)
+        ORDER BY number
+      ) i
+    ), stored AS (
+      INSERT INTO ringback.jobs (tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
+        unique_key, input, metadata, callback_url, callback_options, traceparent, ordering_key, place, after_ids, after_failure,
+        schedule_id, nominal_at)
+      SELECT tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
+        unique_key, input, metadata::jsonb, callback_url, callback_options, traceparent, ordering_key, place, after_ids::uuid[], after_failure,
+        schedule_id, nominal_at FROM chosen
+      ON CONFLICT DO NOTHING
+      RETURNING tenant_id, id, queue, kind, priority, run_at, ordering_key, place, after_ids, after_failure,
+        ordering_key IS NOT NULL OR after_ids IS NOT NULL AS held, coalesce(cardinality(after_ids), 0) AS pending
+    ), ready AS (
+      INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at)
+      SELECT tenant_id, id, queue, kind, priority, run_at FROM stored WHERE NOT held AND run_at <= now()
+    ), later AS (
+      INSERT INTO ringback.job_scheduled (tenant_id, job_id, queue, kind, priority, due_at)
+      SELECT tenant_id, id, queue, kind, priority, run_at FROM stored WHERE NOT held AND run_at > now()
+    ), held AS (
+      INSERT INTO ringback.job_held (tenant_id, job_id, queue, kind, priority, run_at, ordering_key, place, pending, cancel_on_failure)
+      SELECT tenant_id, id, queue, kind, priority, run_at, ordering_key, place, pending, coalesce(after_failure, 0) = 0 FROM stored WHERE held
+    ), waits AS (
+      INSERT INTO ringback.job_waits (tenant_id, after_id, job_id) SELECT tenant_id, unnest(after_ids), id FROM stored WHERE after_ids IS NOT NULL
+    ), calls AS (
+      INSERT INTO ringback.job_calls (tenant_id, what, job_id, weight) SELECT tenant_id, 1, id, pending FROM stored WHERE held
+    )
+    SELECT id FROM chosen";
+
 /// Stores jobs in one statement: all of them, but for those whose request's key is taken.
 /// Repeating it with the same ids changes nothing and answers the same.
 /// # Errors
@@ -45,64 +93,35 @@ pub async fn accept(db: impl sqlx::PgExecutor<'_>, items: &[Accept]) -> Result<V
     let keys = || items.iter().map(|item| item.key.as_ref());
     let metadata: Vec<Option<String>> =
         jobs().map(|job| job.metadata.as_ref().and_then(|map| serde_json::to_string(map).ok())).collect();
-    let rows = sqlx::query(
-        "-- jobs::store::accept
-        WITH input AS MATERIALIZED (
-          SELECT * FROM unnest(
-            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int2[], $6::timestamptz[], $7::int4[], $8::int4[], $9::text[],
-            $10::text[], $11::bytea[], $12::text[], $13::text[], $14::bytea[], $15::text[], $16::text[], $17::bytea[], $18::text[], $19::bytea[],
-            $20::uuid[], $21::timestamptz[]
-          ) AS t(tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata, callback_url, callback_options, traceparent, idem_key, idem_print, idem_location, idem_body,
-            schedule_id, nominal_at)
-        ), keyed AS (
-          INSERT INTO ringback.idempotency_keys (tenant_id, key, fingerprint, status, location, body)
-          SELECT tenant_id, idem_key, idem_print, 202, idem_location, idem_body FROM input
-          WHERE idem_key IS NOT NULL ORDER BY tenant_id, idem_key
-          ON CONFLICT DO NOTHING
-          RETURNING tenant_id, key
-        ), chosen AS MATERIALIZED (
-          SELECT i.* FROM input i
-          WHERE i.idem_key IS NULL OR EXISTS (SELECT FROM keyed k WHERE k.tenant_id = i.tenant_id AND k.key = i.idem_key)
-        ), stored AS (
-          INSERT INTO ringback.jobs (tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata, callback_url, callback_options, traceparent, schedule_id, nominal_at)
-          SELECT tenant_id, id, kind, queue, priority, run_at, timeout_ms, max_attempts, backoff,
-            unique_key, input, metadata::jsonb, callback_url, callback_options, traceparent, schedule_id, nominal_at FROM chosen
-          ON CONFLICT DO NOTHING
-          RETURNING tenant_id, id, queue, kind, priority, run_at
-        ), ready AS (
-          INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at)
-          SELECT tenant_id, id, queue, kind, priority, run_at FROM stored WHERE run_at <= now()
-        ), later AS (
-          INSERT INTO ringback.job_scheduled (tenant_id, job_id, queue, kind, priority, due_at)
-          SELECT tenant_id, id, queue, kind, priority, run_at FROM stored WHERE run_at > now()
+    let rows = sqlx::query(ACCEPT)
+        .bind(jobs().map(|job| job.tenant.uuid()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.id.uuid()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.kind.as_str()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.queue.as_str()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.priority).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.run_at).collect::<Vec<_>>())
+        .bind(jobs().map(|job| millis(job.timeout)).collect::<Vec<_>>())
+        .bind(jobs().map(|job| i32::try_from(job.retry.max_attempts).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.backoff_json.as_deref()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.unique_key.as_deref()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.input.get().as_bytes()).collect::<Vec<_>>())
+        .bind(metadata)
+        .bind(
+            jobs().map(|job| job.callback.as_ref().map(|callback| callback.url.as_str())).collect::<Vec<_>>(),
         )
-        SELECT id FROM chosen",
-    )
-    .bind(jobs().map(|job| job.tenant.uuid()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.id.uuid()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.kind.as_str()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.queue.as_str()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.priority).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.run_at).collect::<Vec<_>>())
-    .bind(jobs().map(|job| millis(job.timeout)).collect::<Vec<_>>())
-    .bind(jobs().map(|job| i32::try_from(job.retry.max_attempts).unwrap_or(i32::MAX)).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.backoff_json.as_deref()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.unique_key.as_deref()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.input.get().as_bytes()).collect::<Vec<_>>())
-    .bind(metadata)
-    .bind(jobs().map(|job| job.callback.as_ref().map(|callback| callback.url.as_str())).collect::<Vec<_>>())
-    .bind(items.iter().map(|item| item.sealed_options.as_deref()).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.traceparent.as_deref()).collect::<Vec<_>>())
-    .bind(keys().map(|key| key.map(|key| key.key.as_str())).collect::<Vec<_>>())
-    .bind(keys().map(|key| key.map(|key| key.fingerprint.as_slice())).collect::<Vec<_>>())
-    .bind(keys().map(|key| key.and_then(|key| key.location.as_deref())).collect::<Vec<_>>())
-    .bind(keys().map(|key| key.map(|key| key.body.as_slice())).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.scheduled.map(|scheduled| scheduled.by.uuid())).collect::<Vec<_>>())
-    .bind(jobs().map(|job| job.scheduled.and_then(|scheduled| scheduled.at)).collect::<Vec<_>>())
-    .fetch_all(db)
-    .await?;
+        .bind(items.iter().map(|item| item.sealed_options.as_deref()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.traceparent.as_deref()).collect::<Vec<_>>())
+        .bind(keys().map(|key| key.map(|key| key.key.as_str())).collect::<Vec<_>>())
+        .bind(keys().map(|key| key.map(|key| key.fingerprint.as_slice())).collect::<Vec<_>>())
+        .bind(keys().map(|key| key.and_then(|key| key.location.as_deref())).collect::<Vec<_>>())
+        .bind(keys().map(|key| key.map(|key| key.body.as_slice())).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.ordering_key.as_deref()).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.after.as_ref().map(uuid_array)).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.after.as_ref().map(|after| after.on_failure.code())).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.scheduled.map(|scheduled| scheduled.by.uuid())).collect::<Vec<_>>())
+        .bind(jobs().map(|job| job.scheduled.and_then(|scheduled| scheduled.at)).collect::<Vec<_>>())
+        .fetch_all(db)
+        .await?;
     let stored: std::collections::HashSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
     let answer = |item: &Accept| {
         if stored.contains(&item.job.id.uuid()) { Accepted::Stored } else { Accepted::KeyTaken }
@@ -172,8 +191,9 @@ pub async fn take_waiting(tx: &mut Tx, tenant: TenantId, id: JobId) -> Result<bo
     let taken: i64 = sqlx::query_scalar(
         "-- jobs::store::take_waiting
         WITH ready AS (DELETE FROM ringback.job_ready WHERE tenant_id = $1 AND job_id = $2 RETURNING 1),
-        later AS (DELETE FROM ringback.job_scheduled WHERE tenant_id = $1 AND job_id = $2 RETURNING 1)
-        SELECT (SELECT count(*) FROM ready) + (SELECT count(*) FROM later)",
+        later AS (DELETE FROM ringback.job_scheduled WHERE tenant_id = $1 AND job_id = $2 RETURNING 1),
+        held AS (DELETE FROM ringback.job_held WHERE tenant_id = $1 AND job_id = $2 RETURNING 1)
+        SELECT (SELECT count(*) FROM ready) + (SELECT count(*) FROM later) + (SELECT count(*) FROM held)",
     )
     .bind(tenant)
     .bind(id)
@@ -206,18 +226,30 @@ pub async fn retry(db: &Db, tenant: TenantId, id: JobId) -> Result<(), StoreErro
           INSERT INTO ringback.job_unique_keys (tenant_id, key, job_id)
           SELECT j.tenant_id, j.unique_key, j.id FROM ringback.jobs j, ended
           WHERE j.tenant_id = $1 AND j.id = $2 AND j.unique_key IS NOT NULL
+        ), ready AS (
+          INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt)
+          SELECT j.tenant_id, j.id, j.queue, j.kind, j.priority, now(), ended.attempt
+          FROM ringback.jobs j, ended WHERE j.tenant_id = $1 AND j.id = $2 AND j.ordering_key IS NULL
+        ), held AS (
+          -- It was accepted before those that wait in its line now, so it takes its old place, before them. That it keeps its place
+          -- is also why no circle can form: who waits for a job, or behind it, was accepted later. What it waited for is over:
+          -- a wait that was left changes pending, which is at most 0 then, and dooms it no more.
+          INSERT INTO ringback.job_held (tenant_id, job_id, queue, kind, priority, run_at, attempt, ordering_key, place, pending, cancel_on_failure)
+          SELECT j.tenant_id, j.id, j.queue, j.kind, j.priority, now(), ended.attempt, j.ordering_key, j.place, 0, false
+          FROM ringback.jobs j, ended WHERE j.tenant_id = $1 AND j.id = $2 AND j.ordering_key IS NOT NULL
+          RETURNING tenant_id, job_id
+        ), called AS (
+          INSERT INTO ringback.job_calls (tenant_id, what, job_id) SELECT tenant_id, 1, job_id FROM held
         )
-        INSERT INTO ringback.job_ready (tenant_id, job_id, queue, kind, priority, ready_at, attempt)
-        SELECT j.tenant_id, j.id, j.queue, j.kind, j.priority, now(), ended.attempt
-        FROM ringback.jobs j, ended WHERE j.tenant_id = $1 AND j.id = $2",
+        SELECT attempt FROM ended",
     )
     .bind(tenant)
     .bind(id)
-    .execute(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await;
     match done {
-        Ok(done) if done.rows_affected() > 0 => Ok(tx.commit().await?),
-        Ok(_) => Err(StoreError::Conflict("only a failed or cancelled job can be retried".to_owned())),
+        Ok(Some(_)) => Ok(tx.commit().await?),
+        Ok(None) => Err(StoreError::Conflict("only a failed or cancelled job can be retried".to_owned())),
         Err(error)
             if error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation) =>
         {
@@ -248,6 +280,12 @@ pub async fn promote_due(db: &Db, limit: i64) -> Result<(i64, Option<f64>), Stor
     .fetch_one(db.pool())
     .await?;
     Ok((row.get(0), row.get(1)))
+}
+
+/// The ids as the text of an array: there are no arrays of arrays of different lengths.
+fn uuid_array(after: &After) -> String {
+    let ids: Vec<String> = after.jobs.iter().map(|id| id.uuid().to_string()).collect();
+    format!("{{{}}}", ids.join(","))
 }
 
 /// A duration as the columns in milliseconds keep it.

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{EndStatus, Job, JobError, JobStatus};
+use super::after_store::AfterResult;
+use super::{AfterFailure, EndStatus, Job, JobError, JobStatus};
 use crate::clock::{Timestamp, millis};
 use crate::ids::{JobId, ScheduleId};
 
@@ -54,7 +55,7 @@ impl JobState {
 
     /// Is nothing more to come?
     pub fn is_finished(&self) -> bool {
-        matches!(self.status, JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled)
+        self.status.is_final()
     }
 }
 
@@ -112,6 +113,16 @@ pub struct JobView<'a> {
     timeout_s: f64,
     callback_url: Option<&'a str>,
     unique_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ordering_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<&'a [JobId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after_failure: Option<AfterFailure>,
+    /// `Some(None)`: not all of them have ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[expect(clippy::option_option, reason = "not there, null, and a list are three answers")]
+    after_results: Option<Option<&'a [AfterResult]>>,
     metadata: &'a BTreeMap<String, String>,
     schedule_id: Option<ScheduleId>,
     #[serde(with = "millis")]
@@ -151,6 +162,10 @@ impl<'a> JobView<'a> {
             timeout_s: job.timeout.as_secs_f64(),
             callback_url: job.callback.as_ref().map(|callback| callback.url.as_str()),
             unique_key: job.unique_key.as_deref(),
+            ordering_key: job.ordering_key.as_deref(),
+            after: job.after.as_ref().map(|after| after.jobs.as_slice()),
+            after_failure: job.after.as_ref().map(|after| after.on_failure),
+            after_results: None,
             metadata: job.metadata.as_ref().unwrap_or(&NO_METADATA),
             schedule_id: job.scheduled.map(|scheduled| scheduled.by),
             scheduled_for: job.scheduled.and_then(|scheduled| scheduled.at),
@@ -167,6 +182,12 @@ impl<'a> JobView<'a> {
     #[must_use]
     pub fn with_checkpoint(self, checkpoint: Option<&'a RawValue>) -> Self {
         Self { checkpoint, ..self }
+    }
+
+    /// With what became of the jobs that this one waited for; `None`: they have not all ended.
+    #[must_use]
+    pub fn with_after_results(self, results: Option<&'a [AfterResult]>) -> Self {
+        Self { after_results: self.after.map(|_| results), ..self }
     }
 
     /// As text.

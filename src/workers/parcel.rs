@@ -42,7 +42,7 @@ impl Lent {
     /// As the worker sees it.
     fn write_json(&self, json: &mut String) {
         use std::fmt::Write;
-        let Lease { job, tries, started_at, told, .. } = &self.lease;
+        let Lease { job, tries, started_at, told, after_results, .. } = &self.lease;
         let state = JobState {
             status: JobStatus::Running,
             attempt: tries.attempt,
@@ -50,7 +50,9 @@ impl Lent {
             progress: told.progress.clone(),
             ..JobState::accepted()
         };
-        let view = JobView::new(job, &state).with_checkpoint(told.checkpoint.as_deref());
+        let view = JobView::new(job, &state)
+            .with_checkpoint(told.checkpoint.as_deref())
+            .with_after_results(Some(after_results));
         // Writing to a String cannot fail.
         let _ = write!(
             json,

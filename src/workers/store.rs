@@ -174,7 +174,8 @@ pub async fn look_up(db: &Db, held: &Held) -> Result<HashMap<Uuid, LostLease>, S
         "-- workers::store::look_up
         SELECT l.token, l.attempt, l.tries, l.crashes, l.started_at, l.cancel_requested, l.worker, l.deadline <= now() AS timed_out,
           j.tenant_id, j.id, j.kind, j.queue, j.priority, j.run_at, j.timeout_ms, j.max_attempts, j.backoff, j.unique_key,
-          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at, p.progress, p.checkpoint
+          j.input, j.metadata::text AS metadata, j.callback_url, j.callback_options, j.traceparent, j.schedule_id, j.nominal_at,
+          p.progress, p.checkpoint, j.ordering_key, j.after_ids, j.after_failure
         FROM ringback.job_leases l
         CROSS JOIN LATERAL (SELECT * FROM ringback.jobs j WHERE j.tenant_id = l.tenant_id AND j.id = l.job_id LIMIT 1) j
         LEFT JOIN LATERAL (SELECT p.progress, p.checkpoint FROM ringback.job_progress p WHERE p.tenant_id = l.tenant_id AND p.job_id = l.job_id LIMIT 1) p ON true

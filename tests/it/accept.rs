@@ -147,21 +147,6 @@ async fn run_at_and_delay_s_exclude_each_other() {
 }
 
 #[tokio::test]
-async fn what_is_not_built_yet_is_refused_by_name() {
-    let ring = Ringback::start().await;
-    let cases = [
-        ("/ordering_key", json!({ "kind": "resize", "ordering_key": "customer-42" })),
-        ("/after", json!({ "kind": "resize", "after": [] })),
-        ("/after_failure", json!({ "kind": "resize", "after_failure": "run" })),
-    ];
-    for (pointer, job) in cases {
-        let answer = ring.post("/v1/jobs", job).await.expect(422);
-        assert_eq!(answer.pointers(), [pointer]);
-        assert!(answer.text().contains("not available yet"), "{}", answer.text());
-    }
-}
-
-#[tokio::test]
 async fn an_unknown_kind_waits_for_a_worker() {
     let ring = Ringback::start().await;
 

@@ -429,6 +429,7 @@ async fn a_cancelled_job_whose_worker_says_nothing_ends_with_its_lease() {
     assert_eq!(ring.wait_for_end(&id).await["status"], "cancelled");
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test drops the task itself")]
 #[tokio::test]
 async fn who_hangs_up_while_waiting_gets_nothing_and_the_next_one_does() {
     let ring = Ringback::start().await;
@@ -481,6 +482,7 @@ async fn what_is_given_back_while_the_database_is_busy_is_not_lost() {
     assert!(done.values().all(|count| *count == 1), "each is done once: {done:?}");
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test drops the task itself")]
 #[tokio::test]
 async fn waiting_workers_are_answered_when_the_service_stops() {
     let ring = Ringback::start().await;

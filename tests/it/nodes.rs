@@ -244,7 +244,7 @@ async fn a_commit_in_sql_wakes_and_of_several_at_once_one() {
     }
     two.execute("NOTIFY ringback, 'that was all'").await.expect("told");
 
-    assert_eq!(told_until(&mut ear, END).await, ["sql events", "sql jobs scheduled", END]);
+    assert_eq!(told_until(&mut ear, END).await, ["sql events", "sql jobs held scheduled", END]);
     let count = async || list(&ring.get("/v1/events?types=a.b").await.expect(200).json()).len();
     eventually("all are in the log", count, |count| *count == 3).await;
 }

@@ -297,9 +297,10 @@ fn backlog(counts: &[(&'static str, i64)], tables: &[HotTable]) -> Check {
     Check::ok(
         "backlog",
         format!(
-            "jobs ready {}, scheduled {}, running {}; events to fan out {}, half done {}; deliveries waiting {}",
+            "jobs ready {}, scheduled {}, held in lines and groups {}, running {}; events to fan out {}, half done {}; deliveries waiting {}",
             shown("job_ready"),
             shown("job_scheduled"),
+            shown("job_held"),
             shown("job_leases"),
             shown("event_inbox"),
             shown("fan_out_rest"),
