@@ -245,7 +245,7 @@ pub struct Wakeups {
 /// The loops of this process that leave nothing to do for those of others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Here {
-    /// Gives events their numbers.
+    /// Gives events their numbers, and feeds replays.
     pub dispatcher: bool,
     /// Places held jobs, makes due ones ready and those of schedules, and ends lost leases.
     pub scheduler: bool,

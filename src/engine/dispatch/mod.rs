@@ -185,7 +185,12 @@ impl Dispatcher {
         for due in created.due {
             if self.keeps(due.lane) {
                 self.introduce(&due, now);
-                self.schedule.offer(due, now);
+                // Whoever feeds a replay may be another process in the next moment.
+                if due.replay {
+                    self.schedule.offer_found(due, now);
+                } else {
+                    self.schedule.offer(due, now);
+                }
             }
         }
     }
