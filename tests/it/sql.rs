@@ -155,7 +155,6 @@ async fn what_the_api_refuses_is_refused_with_the_reason() {
         ("publish('a', '1', ordering_key => '')", "ordering_key must be"),
         ("publish('a', '1', metadata => '{\"n\":1}')", "metadata must be strings"),
         ("publish('a', '1', tenant => 'ten_01h2xcejqtf2nbrexx3vqjhp41')", "there is no tenant"),
-        ("submit('email', '1')", "not available yet"),
         ("submit('http', '1')", "which url to call"),
         ("submit('a b', '1')", "kind must be"),
         ("submit('a', '1', '{\"ordering_key\":\"\"}')", "ordering_key must be"),
