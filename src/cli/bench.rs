@@ -6,11 +6,14 @@
 //!
 //! Invariant: whatever ends it, no process and no file of it stays; what it found wrong makes the exit code 1.
 
+mod api;
 mod bare;
+mod beside;
 mod figures;
 mod load;
 mod measure;
 mod meter;
+mod phase;
 mod procs;
 mod receiver;
 mod report;

@@ -3,7 +3,8 @@
 //!
 //! One transaction numbers a batch and creates its deliveries, so each event is fanned out exactly once, in the order of
 //! the log, also across a crash. An event with very many receivers gets the first thousand there; the others are made in
-//! pieces, each a transaction, between the batches that come meanwhile.
+//! pieces, each a transaction, between the batches that come meanwhile. A batch has fewer events the more receivers they
+//! have (`Portion`), so that nobody waits long for one that is under way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +24,11 @@ use crate::ids::DeliveryId;
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
-const BATCH_MAX: i64 = 1000;
 /// Deliveries of one event that are made together with its number.
 const TOGETHER_MAX: usize = 1000;
+/// Deliveries that are made in one transaction, when events with many receivers come unexpected; the others are left for
+/// pieces. A statement with a million of them would run into its timeout, again and again.
+const MADE_MAX: usize = 10_000;
 /// An idle look: for events whose bell was not heard.
 const POLL: Duration = Duration::from_secs(1);
 /// The same for a while after there was something. Of publishers in SQL who commit at the same time one rings the bell,
@@ -36,9 +39,9 @@ const SOON_FOR: Duration = Duration::from_secs(1);
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let mut soon_until = Instant::now();
-    let mut row = Row::default();
+    let (mut row, mut portion) = (Row::default(), Portion::default());
     loop {
-        let done = match round(&shared, &mut row).await {
+        let done = match round(&shared, &mut row, &mut portion).await {
             Ok(done) => done,
             Err(error) => {
                 tracing::warn!(%error, "cannot fan events out");
@@ -77,6 +80,33 @@ impl Row {
     }
 }
 
+/// How many events are numbered together: as many as make about so many deliveries as one transaction should.
+#[derive(Debug)]
+struct Portion(usize);
+
+impl Portion {
+    const DELIVERIES: usize = 500;
+    const EVENTS_MAX: usize = 1000;
+
+    fn events(&self) -> i64 {
+        self.0 as i64
+    }
+
+    /// Learns from a batch. It shrinks at once, and grows to the double at most.
+    fn learn(&mut self, events: usize, deliveries: usize) {
+        if events > 0 {
+            let fitting = Self::DELIVERIES * events / deliveries.max(1);
+            self.0 = fitting.clamp(1, (self.0 * 2).min(Self::EVENTS_MAX));
+        }
+    }
+}
+
+impl Default for Portion {
+    fn default() -> Self {
+        Self(Self::DELIVERIES)
+    }
+}
+
 /// What a round did.
 #[derive(Debug, Clone, Copy, Default)]
 struct Done {
@@ -87,14 +117,15 @@ struct Done {
 }
 
 /// A batch, and a piece of a large fan-out.
-async fn round(shared: &Shared, row: &mut Row) -> Result<Done, StoreError> {
+async fn round(shared: &Shared, row: &mut Row, portion: &mut Portion) -> Result<Done, StoreError> {
     let mut done = Done::default();
     if events::store::is_waiting(&shared.db).await? {
-        let (numbered, created) = fan_out(shared, row).await?;
+        let asked = portion.events();
+        let (numbered, created) = fan_out(shared, row, portion).await?;
         if !created.is_empty() {
             row.gap = !hand_over(shared, Created { due: created, gap: row.gap });
         }
-        done = Done { some: numbered > 0, more: numbered as i64 >= BATCH_MAX };
+        done = Done { some: numbered > 0, more: numbered as i64 >= asked };
     }
     let (rest, created) = rest_of(shared).await?;
     // None of these is ordered, so it does not matter where they stand.
@@ -116,9 +147,13 @@ pub(super) fn hand_over(shared: &Shared, created: Created) -> bool {
 }
 
 /// Numbers a batch, and makes its deliveries.
-async fn fan_out(shared: &Shared, row: &mut Row) -> Result<(usize, Vec<Due>), StoreError> {
+async fn fan_out(
+    shared: &Shared,
+    row: &mut Row,
+    portion: &mut Portion,
+) -> Result<(usize, Vec<Due>), StoreError> {
     let mut tx = shared.db.begin().await?;
-    let numbered = events::store::number(&mut tx, BATCH_MAX).await?;
+    let numbered = events::store::number(&mut tx, portion.events()).await?;
     refresh(shared).await?;
     let plans: Vec<Plan<'_>> = numbered.iter().map(|event| Plan::of(shared, event)).collect();
     let wanted: Vec<_> = plans
@@ -135,6 +170,7 @@ async fn fan_out(shared: &Shared, row: &mut Row) -> Result<(usize, Vec<Due>), St
     events::store::add_rests(&mut tx, &rests).await?;
     tx.commit().await?;
     row.note(&numbered);
+    portion.learn(numbered.len(), made.count());
     shared.event_bells.ring(numbered.iter().map(|event| event.tenant));
     shared.wakeups.log_elsewhere(numbered.iter().map(|event| event.tenant.uuid()));
     Ok((numbered.len(), made.due()))
@@ -205,6 +241,10 @@ struct Made {
 }
 
 impl Made {
+    fn count(&self) -> usize {
+        self.new.len() + self.failed.len()
+    }
+
     fn due(&self) -> Vec<Due> {
         self.new.iter().map(NewDelivery::due).collect()
     }
@@ -236,7 +276,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Makes the deliveries, a thousand at most but for the ordered ones. Answers what is left.
+    /// Makes the deliveries, a thousand at most but for the ordered ones, fewer where `made` is full. Answers what is left.
     fn carry_out(&self, facts: Option<&Facts>, made: &mut Made) -> Option<Rest> {
         if let (true, Some(callback)) = (self.event_callback, self.event.callback) {
             made.new.push(NewDelivery { job: Some(callback.job), ..self.delivery(callback.target) });
@@ -244,7 +284,7 @@ impl<'a> Plan<'a> {
         let context = facts.map(|facts| context_of(self.event, facts));
         let mut count = 0;
         for endpoint in &self.endpoints {
-            if count >= TOGETHER_MAX && !is_ordered(endpoint) {
+            if (count >= TOGETHER_MAX || made.count() >= MADE_MAX) && !is_ordered(endpoint) {
                 return self.rest_before(endpoint);
             }
             count += usize::from(self.tell(endpoint, facts, context.as_ref(), made));
@@ -304,4 +344,27 @@ fn context_of(event: &Numbered, facts: &Facts) -> Result<EventContext, String> {
         data: &facts.data,
         metadata: facts.metadata.as_ref(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_portion_follows_the_number_of_receivers() {
+        let mut portion = Portion::default();
+        assert_eq!(portion.events(), 500);
+        portion.learn(500, 500_000);
+        assert_eq!(portion.events(), 1, "many receivers each: one event at a time");
+        for expected in [2, 4, 8] {
+            portion.learn(1, 1);
+            assert_eq!(portion.events(), expected);
+        }
+        (0..10).for_each(|_| portion.learn(8, 80));
+        assert_eq!(portion.events(), 50);
+        (0..10).for_each(|_| portion.learn(50, 0));
+        assert_eq!(portion.events(), 1000, "nobody is told: only the log's work counts");
+        portion.learn(0, 0);
+        assert_eq!(portion.events(), 1000);
+    }
 }

@@ -25,6 +25,36 @@ pub async fn first_tenant(db: &Db) -> Result<TenantId, StoreError> {
     Ok(row.get(0))
 }
 
+/// Makes a tenant.
+/// # Errors
+/// [`StoreError`].
+pub async fn create(db: &Db, name: &str) -> Result<TenantId, StoreError> {
+    let tenant = TenantId::fresh();
+    sqlx::query("-- tenants::store::create\nINSERT INTO ringback.tenants (id, name) VALUES ($1, $2)")
+        .bind(tenant)
+        .bind(name)
+        .execute(db.pool())
+        .await?;
+    Ok(tenant)
+}
+
+/// Gives a tenant a key that may do everything of the tenant's. Processes hear of it within about a second.
+/// # Errors
+/// [`StoreError`].
+pub async fn add_key(db: &Db, tenant: TenantId, name: &str, hash: &[u8; 32]) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- tenants::store::add_key
+        INSERT INTO ringback.api_keys (tenant_id, id, name, key_hash, scopes) VALUES ($1, $2, $3, $4, ARRAY['admin'])",
+    )
+    .bind(tenant)
+    .bind(KeyId::fresh())
+    .bind(name)
+    .bind(hash.as_slice())
+    .execute(db.pool())
+    .await?;
+    Ok(())
+}
+
 /// Is there any key at all?
 /// # Errors
 /// [`StoreError`].

@@ -27,14 +27,15 @@ pub(super) struct Report {
 pub(super) struct Figures {
     pub(super) scenario: &'static str,
     pub(super) about: &'static str,
-    /// `top`: a closed loop, as fast as it goes. `fixed`: an open loop. `idle`: one at a time.
+    /// `top`: a closed loop, as fast as it goes. `fixed`: an open loop. `idle`: one at a time. `alone`, `beside`: an open
+    /// loop without and with something else. `limited`: what a rate limit lets through.
     pub(super) mode: &'static str,
-    /// Items (posts, jobs, jobs with their callbacks) in all.
+    /// Items (posts, jobs, jobs with their callbacks, deliveries) in all.
     pub(super) items: u64,
     pub(super) rate_per_s: f64,
     pub(super) offered_per_s: Option<f64>,
     pub(super) accept_ms: Option<Latency>,
-    pub(super) callback_ms: Option<Latency>,
+    pub(super) arrival_ms: Option<Latency>,
     /// CPU seconds per 1,000 items.
     pub(super) cpu: Cpu,
     /// Service and PostgreSQL together, in costs of a bare signed POST.
@@ -44,9 +45,30 @@ pub(super) struct Figures {
     pub(super) wal_bytes: Option<f64>,
     pub(super) table_bytes: Option<f64>,
     pub(super) peak_memory_bytes: Option<u64>,
+    /// Cores that other processes than ours kept busy meanwhile: how far to trust the rest.
+    pub(super) others_cores: Option<f64>,
     pub(super) signatures_verified: usize,
+    /// What was promised, and what was measured.
+    pub(super) promises: Vec<Promise>,
+    /// What else is worth telling.
+    pub(super) notes: Vec<String>,
     /// What must not be; empty in a good run.
     pub(super) faults: Vec<String>,
+}
+
+/// Something that is not to exceed a limit.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Promise {
+    pub(super) what: String,
+    pub(super) measured: f64,
+    pub(super) at_most: f64,
+}
+
+impl Promise {
+    /// Is it kept?
+    pub(super) fn is_kept(&self) -> bool {
+        self.measured <= self.at_most
+    }
 }
 
 /// CPU seconds per 1,000 items.
@@ -93,9 +115,12 @@ impl Latency {
     }
 }
 
-/// Of several runs of the same, the one in the middle by what it cost.
+/// Of several runs of the same, the one in the middle by what was promised of it, or else by what it cost.
 pub(super) fn median(mut runs: Vec<Figures>) -> Option<Figures> {
-    let cost = |figures: &Figures| figures.cpu.both().or(figures.cpu.load).unwrap_or(0.0);
+    let cost = |figures: &Figures| {
+        let promised = figures.promises.first().map(|promise| promise.measured);
+        promised.or(figures.cpu.both()).or(figures.cpu.load).unwrap_or(0.0)
+    };
     runs.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
     let faults: Vec<String> = runs.iter().flat_map(|figures| figures.faults.clone()).collect();
     let middle = runs.len().saturating_sub(1) / 2;

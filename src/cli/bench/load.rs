@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::receiver::{JobKey, job_key};
+use super::receiver::{ItemKey, item_key};
 use super::wire::{Wire, status};
 
 /// The threads' names, at most 15 letters.
@@ -44,6 +44,8 @@ pub(super) struct Plan {
     pub(super) address: SocketAddr,
     /// The whole request.
     pub(super) request: Bytes,
+    /// What stands before the id in an answer.
+    pub(super) mark: &'static [u8],
     /// Connections.
     pub(super) callers: usize,
     /// When.
@@ -61,8 +63,8 @@ pub(super) struct Sent {
     pub(super) due: Instant,
     /// When its answer was there.
     pub(super) answered: Instant,
-    /// The first job in the answer.
-    pub(super) job: Option<JobKey>,
+    /// The first job or event in the answer.
+    pub(super) item: Option<ItemKey>,
 }
 
 /// What came of a plan.
@@ -187,8 +189,8 @@ struct Called {
 async fn caller(gate: Arc<Gate>, mut wire: Wire) -> Called {
     let mut called = Called::default();
     while let Some(due) = gate.next().await {
-        match tokio::time::timeout(PATIENCE, exchange(&mut wire, &gate.plan.request)).await {
-            Ok(Ok((202, job))) => called.accepted.push(Sent { due, answered: Instant::now(), job }),
+        match tokio::time::timeout(PATIENCE, exchange(&mut wire, &gate.plan)).await {
+            Ok(Ok((202, item))) => called.accepted.push(Sent { due, answered: Instant::now(), item }),
             Ok(Ok((status, _))) => *called.refused.entry(status).or_default() += 1,
             Ok(Err(_)) | Err(_) => {
                 called.broken += 1;
@@ -202,13 +204,13 @@ async fn caller(gate: Arc<Gate>, mut wire: Wire) -> Called {
     called
 }
 
-async fn exchange(wire: &mut Wire, request: &[u8]) -> io::Result<(u16, Option<JobKey>)> {
-    wire.send(request).await?;
+async fn exchange(wire: &mut Wire, plan: &Plan) -> io::Result<(u16, Option<ItemKey>)> {
+    wire.send(&plan.request).await?;
     let Some(answer) = wire.read().await? else {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"));
     };
     let beginning = &answer.body[..answer.body.len().min(64)];
-    Ok((status(answer.head), job_key(beginning, br#""id":"job_"#)))
+    Ok((status(answer.head), item_key(beginning, plan.mark)))
 }
 
 #[cfg(test)]
@@ -237,6 +239,7 @@ mod tests {
         let plan = Plan {
             address: listener.local_addr().expect("address"),
             request: Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n"),
+            mark: b"",
             callers: 1,
             pace: Pace::Open { per_s: 200.0 },
             window: None,

@@ -1,5 +1,7 @@
 //! Readings before and after: CPU by process, and PostgreSQL's counters.
 
+use std::time::Instant;
+
 use sqlx::postgres::PgConnection;
 
 use super::procs;
@@ -18,7 +20,7 @@ pub(super) struct Meter {
 }
 
 /// All counters at one moment; CPU in seconds.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
     /// The service.
     pub(super) service: Option<f64>,
@@ -28,6 +30,10 @@ pub(super) struct Reading {
     pub(super) load: Option<f64>,
     /// The receiver.
     pub(super) receiver: Option<f64>,
+    /// The whole machine.
+    pub(super) machine: Option<f64>,
+    /// When it was read.
+    pub(super) at: Instant,
     /// PostgreSQL's own counters.
     pub(super) counters: Counters,
 }
@@ -61,6 +67,8 @@ impl Meter {
             postgres: self.postmaster.and_then(procs::cpu_of_family),
             load: own.map(|(all, receiver)| all - receiver),
             receiver: own.map(|(_, receiver)| receiver),
+            machine: procs::cpu_of_machine(),
+            at: Instant::now(),
             counters,
         })
     }
@@ -73,9 +81,39 @@ impl Meter {
         }
     }
 
+    /// How many deliveries are not at their end.
+    pub(super) async fn waiting_deliveries(&mut self) -> Result<i64, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::waiting_deliveries(connection).await.map_err(refused),
+            None => Ok(0),
+        }
+    }
+
+    /// The memory that the service has now.
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.service.and_then(procs::memory_of)
+    }
+
     /// The most memory that the service ever had.
     pub(super) fn peak_memory(&self) -> Option<u64> {
         self.service.and_then(procs::peak_memory_of)
+    }
+}
+
+impl Reading {
+    /// Cores that others than we kept busy since an earlier reading.
+    pub(super) fn others_cores(&self, before: &Self) -> Option<f64> {
+        let ours = |reading: &Self| {
+            Some(
+                reading.load?
+                    + reading.receiver?
+                    + reading.service.unwrap_or(0.0)
+                    + reading.postgres.unwrap_or(0.0),
+            )
+        };
+        let (all, ours) = (self.machine? - before.machine?, ours(self)? - ours(before)?);
+        let elapsed = (self.at - before.at).as_secs_f64();
+        (elapsed > 0.0).then(|| ((all - ours) / elapsed).max(0.0))
     }
 }
 

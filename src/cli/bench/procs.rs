@@ -75,6 +75,25 @@ pub(super) fn own_cpu(thread: &str) -> Option<(f64, f64)> {
     Some((all, stats.filter(|stat| stat.name == thread).map(|stat| stat.own).sum()))
 }
 
+/// CPU seconds of the whole machine since it began, and those that its host took from it.
+pub(super) fn cpu_of_machine() -> Option<f64> {
+    parse_machine(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// `proc(5)`: user, nice, system, idle, iowait, irq, softirq, steal.
+fn parse_machine(text: &str) -> Option<f64> {
+    let line = text.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<f64> = line.split_whitespace().map_while(|ticks| ticks.parse().ok()).collect();
+    let busy = [0, 1, 2, 5, 6, 7].map(|place| ticks.get(place).copied().unwrap_or(0.0));
+    Some(busy.iter().sum::<f64>() / TICKS_PER_S)
+}
+
+/// The memory that a process has now, in bytes.
+pub(super) fn memory_of(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    kilobytes(&status, "VmRSS:")
+}
+
 /// The most memory that a process ever had, in bytes.
 pub(super) fn peak_memory_of(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -150,6 +169,12 @@ mod tests {
         let stat = parse_stat(text).expect("stat");
         assert_eq!((stat.name.as_str(), stat.parent), ("a) b (c)", 7));
         assert!((stat.own - 2.0).abs() < 1e-9 && (stat.waited - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_machine_is_busy_with_all_but_waiting() {
+        let text = "cpu  100 20 30 9999 8888 1 2 47 0 0\ncpu0 1 2 3\n";
+        assert!((parse_machine(text).expect("seconds") - 2.0).abs() < 1e-9);
     }
 
     #[test]

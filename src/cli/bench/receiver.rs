@@ -1,11 +1,13 @@
-//! The receiver of callbacks, and the target of `http` jobs: answers 200 at once, and notes when what arrived.
+//! The receiver of callbacks and events, and the target of `http` jobs: notes when what arrived, and answers 200 at once.
+//!
+//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, anything else is counted.
 //!
 //! One thread with a runtime of its own, named `bench-receive`, so that its CPU can be told from the rest. Matching of
 //! arrivals with what was accepted comes later, when nothing is measured any more.
 //!
 //! Invariant: an arrival is noted before it is answered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,18 +33,27 @@ const LOOK_WITHIN: usize = 200;
 /// After the last one is there, a duplicate gets so long to show up.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// The 26 letters of a job's id.
-pub(super) type JobKey = [u8; 26];
+/// The 26 letters of a job's or an event's id.
+pub(super) type ItemKey = [u8; 26];
 
 /// Finds `mark` and takes the letters of the id behind it.
-pub(super) fn job_key(text: &[u8], mark: &[u8]) -> Option<JobKey> {
+pub(super) fn item_key(text: &[u8], mark: &[u8]) -> Option<ItemKey> {
     let place = text.windows(mark.len()).position(|window| window == mark)?;
     text.get(place + mark.len()..)?.first_chunk().copied()
 }
 
-/// A callback as it came, for the check of its signature.
+/// What was noted of an arrival.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    key: Option<ItemKey>,
+    endpoint: usize,
+    at: Instant,
+}
+
+/// An arrival as it came, for the check of its signature.
 #[derive(Debug)]
 struct Sample {
+    endpoint: usize,
     head: Vec<u8>,
     body: Vec<u8>,
 }
@@ -50,10 +61,20 @@ struct Sample {
 /// What arrived since the last [`Receiver::reset`].
 #[derive(Debug, Default)]
 struct Log {
-    arrivals: Vec<(Option<JobKey>, Instant)>,
+    arrivals: Vec<Arrival>,
     samples: Vec<Sample>,
-    window: Option<Arc<Semaphore>>,
+    window: Option<Window>,
     calls: u64,
+    hanging: usize,
+}
+
+/// Lets the next one be sent when so many arrived.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    /// Who sends waits for a permit of this.
+    pub(super) permits: Arc<Semaphore>,
+    /// So many arrivals make one permit.
+    pub(super) arrivals: usize,
 }
 
 /// A running receiver; stops when dropped.
@@ -86,12 +107,28 @@ impl Receiver {
         Ok(Self { address, log, _stop: stop })
     }
 
-    /// Forgets what arrived; from now on each callback gives a permit to the window.
-    pub(super) fn reset(&self, window: Option<Arc<Semaphore>>) {
-        *lock(&self.log) = Log { window, ..Log::default() };
+    /// Forgets what arrived; from now on arrivals give permits to the window.
+    pub(super) fn reset(&self, window: Option<Window>) {
+        let mut log = lock(&self.log);
+        *log = Log { window, hanging: log.hanging, ..Log::default() };
     }
 
-    /// How many callbacks arrived, duplicates included.
+    /// How many requests hang now.
+    pub(super) fn hanging(&self) -> usize {
+        lock(&self.log).hanging
+    }
+
+    /// How many requests were only counted.
+    pub(super) fn calls(&self) -> u64 {
+        lock(&self.log).calls
+    }
+
+    /// When what arrived, in order.
+    pub(super) fn times(&self) -> Vec<Instant> {
+        lock(&self.log).arrivals.iter().map(|arrival| arrival.at).collect()
+    }
+
+    /// How many arrived, duplicates included.
     pub(super) fn count(&self) -> usize {
         lock(&self.log).arrivals.len()
     }
@@ -105,36 +142,35 @@ impl Receiver {
         tokio::time::sleep(SETTLE).await;
     }
 
-    /// Matches what arrived with what was sent, by job.
-    pub(super) fn matched(&self, sent: &HashMap<JobKey, Instant>) -> Matched {
+    /// Matches what arrived with what was sent, each to so many.
+    pub(super) fn matched(&self, sent: &HashMap<ItemKey, Instant>, arrivals: usize) -> Matched {
         let log = lock(&self.log);
-        let mut seen: HashMap<JobKey, u32> = HashMap::with_capacity(sent.len());
+        let mut seen: HashSet<(ItemKey, usize)> = HashSet::with_capacity(sent.len() * arrivals);
         let mut matched = Matched { calls: log.calls, ..Matched::default() };
-        for (key, at) in &log.arrivals {
+        for Arrival { key, endpoint, at } in &log.arrivals {
             let known = key.and_then(|key| Some((key, sent.get(&key)?)));
             let Some((key, due)) = known else {
                 matched.strangers += 1;
                 continue;
             };
-            let times = seen.entry(key).or_default();
-            *times += 1;
-            if *times > 1 {
+            if !seen.insert((key, *endpoint)) {
                 matched.duplicates += 1;
                 continue;
             }
             matched.latencies.push(at.saturating_duration_since(*due));
         }
-        matched.lost = sent.len() - seen.len();
+        matched.lost = (sent.len() * arrivals).saturating_sub(seen.len());
         matched
     }
 
-    /// How many callbacks arrived until then.
+    /// How many arrived until then.
     pub(super) fn arrived_until(&self, end: Instant) -> usize {
-        lock(&self.log).arrivals.iter().filter(|(_, at)| *at <= end).count()
+        lock(&self.log).arrivals.iter().filter(|arrival| arrival.at <= end).count()
     }
 
-    /// Verifies the signatures of the samples: how many were looked at, and the first failure.
-    pub(super) fn verify_samples(&self, secret: &SigningSecret) -> (usize, Option<VerifyError>) {
+    /// Verifies the signatures of the samples by the secrets of their endpoints (a callback's is the first): how many
+    /// were looked at, and the first failure.
+    pub(super) fn verify_samples(&self, secrets: &[SigningSecret]) -> (usize, Option<VerifyError>) {
         let log = lock(&self.log);
         let now_s = crate::clock::now().timestamp();
         let check = |sample: &Sample| {
@@ -143,13 +179,13 @@ impl Receiver {
                 timestamp: header(&sample.head, "webhook-timestamp"),
                 signature: header(&sample.head, "webhook-signature"),
             };
-            verify(secret, headers, &sample.body, now_s, 300).err()
+            verify(secrets.get(sample.endpoint)?, headers, &sample.body, now_s, 300).err()
         };
         (log.samples.len(), log.samples.iter().find_map(check))
     }
 }
 
-/// What became of the accepted jobs' callbacks.
+/// What became of what was accepted.
 #[derive(Debug, Default)]
 pub(super) struct Matched {
     /// From due to arrival, of the first arrivals.
@@ -160,7 +196,7 @@ pub(super) struct Matched {
     pub(super) duplicates: usize,
     /// Told without having been accepted.
     pub(super) strangers: usize,
-    /// Calls of `http` jobs.
+    /// Requests that were only counted: the calls of `http` jobs.
     pub(super) calls: u64,
 }
 
@@ -188,27 +224,46 @@ async fn accept(listener: std::net::TcpListener, log: Arc<Mutex<Log>>) -> io::Re
 async fn serve(stream: tokio::net::TcpStream, log: &Mutex<Log>) -> io::Result<()> {
     let mut wire = Wire::on(stream)?;
     while let Some(message) = wire.read().await? {
+        if message.head.starts_with(b"POST /hang") {
+            lock(log).hanging += 1;
+            // Until the sender has had enough.
+            let gone = wire.read().await.map(drop);
+            lock(log).hanging -= 1;
+            return gone;
+        }
         note(log, message);
         wire.send(ANSWER).await?;
     }
     Ok(())
 }
 
+/// Which job or event arrived at which endpoint, if it is one of those that are noted.
+fn arrival(message: Message<'_>) -> Option<(Option<ItemKey>, usize)> {
+    if message.head.starts_with(b"POST /callback") {
+        let beginning = &message.body[..message.body.len().min(LOOK_WITHIN)];
+        return Some((item_key(beginning, br#""data":{"id":"job_"#), 0));
+    }
+    let path = message.head.strip_prefix(b"POST /hook/")?;
+    let digits = path.iter().take_while(|byte| byte.is_ascii_digit());
+    let endpoint = digits.fold(0_usize, |number, digit| number * 10 + usize::from(digit - b'0'));
+    let key = header(message.head, "webhook-id").and_then(|id| id.strip_prefix("evt_"));
+    Some((key.and_then(|key| key.as_bytes().first_chunk().copied()), endpoint))
+}
+
 fn note(log: &Mutex<Log>, message: Message<'_>) {
-    let is_callback = message.head.starts_with(b"POST /callback");
-    let beginning = &message.body[..message.body.len().min(LOOK_WITHIN)];
-    let key = if is_callback { job_key(beginning, br#""data":{"id":"job_"#) } else { None };
+    let arrival = arrival(message);
     let mut log = lock(log);
-    if !is_callback {
+    let Some((key, endpoint)) = arrival else {
         log.calls += 1;
         return;
+    };
+    log.arrivals.push(Arrival { key, endpoint, at: Instant::now() });
+    let count = log.arrivals.len();
+    if count % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
+        log.samples.push(Sample { endpoint, head: message.head.to_vec(), body: message.body.to_vec() });
     }
-    log.arrivals.push((key, Instant::now()));
-    if log.arrivals.len() % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
-        log.samples.push(Sample { head: message.head.to_vec(), body: message.body.to_vec() });
-    }
-    if let Some(window) = &log.window {
-        window.add_permits(1);
+    if let Some(window) = log.window.as_ref().filter(|window| count.is_multiple_of(window.arrivals)) {
+        window.permits.add_permits(1);
     }
 }
 
@@ -232,8 +287,27 @@ mod tests {
             assert!(wire.read().await.expect("read").expect("answer").head.starts_with(b"HTTP/1.1 200"));
         }
         let sent = HashMap::from([(*ID, Instant::now()), (other, Instant::now())]);
-        let matched = receiver.matched(&sent);
+        let matched = receiver.matched(&sent, 1);
         assert_eq!((matched.lost, matched.duplicates, matched.strangers), (1, 1, 1));
         assert_eq!(matched.latencies.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_event_is_expected_at_each_endpoint_once() {
+        let receiver = Receiver::start().expect("started");
+        let permits = Arc::new(Semaphore::new(0));
+        receiver.reset(Some(Window { permits: permits.clone(), arrivals: 2 }));
+        let mut wire = Wire::connect(receiver.address).await.expect("connected");
+        for (endpoint, id) in [(0, ID), (12, ID), (12, ID)] {
+            let id = std::str::from_utf8(id).expect("text");
+            let head = format!(
+                "POST /hook/{endpoint} HTTP/1.1\r\nwebhook-id: evt_{id}\r\ncontent-length: 2\r\n\r\n"
+            );
+            wire.send(format!("{head}{{}}").as_bytes()).await.expect("sent");
+            assert!(wire.read().await.expect("read").expect("answer").head.starts_with(b"HTTP/1.1 200"));
+        }
+        let matched = receiver.matched(&HashMap::from([(*ID, Instant::now())]), 3);
+        assert_eq!((matched.lost, matched.duplicates, matched.strangers), (1, 1, 0));
+        assert_eq!(permits.available_permits(), 1);
     }
 }

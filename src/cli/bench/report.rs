@@ -16,6 +16,19 @@ pub(super) fn text(report: &Report) -> String {
     }
     text.push('\n');
     for row in &report.rows {
+        for promise in &row.promises {
+            let word = if promise.is_kept() { "kept" } else { "NOT KEPT" };
+            let _ = writeln!(
+                text,
+                "{}: {}: {:.2}, at most {}: {word}",
+                row.scenario, promise.what, promise.measured, promise.at_most
+            );
+        }
+        for note in &row.notes {
+            let _ = writeln!(text, "{} ({}): {note}", row.scenario, row.mode);
+        }
+    }
+    for row in &report.rows {
         for fault in &row.faults {
             let _ = writeln!(text, "FAULT {} ({}): {fault}", row.scenario, row.mode);
         }
@@ -24,19 +37,19 @@ pub(super) fn text(report: &Report) -> String {
     if report.rows.iter().all(|row| row.faults.is_empty()) {
         let _ = writeln!(
             text,
-            "Every accepted job was stored, and where it has a callback told exactly once; {verified} signatures verified."
+            "All that was accepted was stored, and told exactly once to each that it is for; {verified} signatures verified."
         );
     }
     text
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 15] = [
     "scenario",
     "mode",
     "rate/s",
     "accept p50",
     "p99",
-    "callback p50",
+    "arrival p50",
     "p99",
     "CPU service",
     "postgres",
@@ -45,9 +58,10 @@ const HEAD: [&str; 14] = [
     "commits",
     "WAL B",
     "table B",
+    "others",
 ];
 
-fn row(figures: &Figures) -> [String; 14] {
+fn row(figures: &Figures) -> [String; 15] {
     // The bare loop has no service: its client stands in that column.
     let service = figures.cpu.service.or(figures.cpu.load);
     [
@@ -56,8 +70,8 @@ fn row(figures: &Figures) -> [String; 14] {
         rounded(Some(figures.rate_per_s), 0),
         rounded(figures.accept_ms.map(|ms| ms.p50), 2),
         rounded(figures.accept_ms.map(|ms| ms.p99), 2),
-        rounded(figures.callback_ms.map(|ms| ms.p50), 2),
-        rounded(figures.callback_ms.map(|ms| ms.p99), 2),
+        rounded(figures.arrival_ms.map(|ms| ms.p50), 2),
+        rounded(figures.arrival_ms.map(|ms| ms.p99), 2),
         rounded(service, 4),
         rounded(figures.cpu.postgres, 4),
         rounded(figures.cpu.both().or(service), 4),
@@ -65,6 +79,7 @@ fn row(figures: &Figures) -> [String; 14] {
         rounded(figures.commits, 1),
         rounded(figures.wal_bytes, 0),
         rounded(figures.table_bytes, 0),
+        rounded(figures.others_cores, 2),
     ]
 }
 
@@ -86,8 +101,8 @@ fn latency_rows(figures: &Figures) -> Vec<[String; 9]> {
         ]
     };
     let accept = figures.accept_ms.map(|latency| line("accept", latency));
-    let callback = figures.callback_ms.map(|latency| line("callback", latency));
-    accept.into_iter().chain(callback).collect()
+    let arrival = figures.arrival_ms.map(|latency| line("arrival", latency));
+    accept.into_iter().chain(arrival).collect()
 }
 
 fn machine(report: &Report) -> String {
@@ -105,7 +120,7 @@ fn machine(report: &Report) -> String {
     );
     let _ = writeln!(
         text,
-        "{} s a phase, {} callers, {} bytes of payload, the median of {} runs; ms, CPU seconds per 1,000, commits per 1,000, bytes each",
+        "{} s a phase, {} callers, {} bytes of payload, the median of {} runs; ms, CPU seconds per 1,000, commits per 1,000, bytes each, cores busy with others",
         report.seconds, report.callers, report.payload_bytes, report.median_of
     );
     let loads: Vec<String> = report

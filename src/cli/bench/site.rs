@@ -16,13 +16,11 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::wire::{Wire, status};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::db::embedded::{Embedded, EmbeddedOptions};
 use crate::keyfile::new_master_key;
 use crate::secret::Secret;
-use crate::signing::SigningSecret;
 use crate::tenants::new_api_key;
 
 /// Below the default of PostgreSQL, and enough for the service's pool and a look at the counters.
@@ -102,21 +100,6 @@ impl Site {
     /// The service that was started.
     pub(super) fn service(&self) -> Result<&Service, Failure> {
         self.service.as_ref().ok_or_else(|| failed("the service does not run"))
-    }
-
-    /// The secret that signs callbacks.
-    pub(super) async fn callback_secret(&self) -> Result<SigningSecret, Failure> {
-        let mut wire = Wire::connect(self.service()?.address).await.map_err(failed)?;
-        let key = self.key();
-        let request =
-            format!("GET /v1/callback-secret HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
-        wire.send(request.as_bytes()).await.map_err(failed)?;
-        let answer = wire.read().await.map_err(failed)?.ok_or_else(|| failed("no callback secret"))?;
-        let json: serde_json::Value = serde_json::from_slice(answer.body).map_err(failed)?;
-        match json.get("secret").and_then(serde_json::Value::as_str) {
-            Some(secret) if status(answer.head) == 200 => SigningSecret::parse(secret).map_err(failed),
-            _ => Err(failed("the service does not tell its callback secret")),
-        }
     }
 
     async fn start_postgres(&mut self) -> Result<String, Failure> {

@@ -57,3 +57,12 @@ pub(super) async fn jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Err
         .fetch_one(connection)
         .await
 }
+
+/// How many deliveries wait or are on their way.
+pub(super) async fn waiting_deliveries(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- bench::stats_store::waiting_deliveries\nSELECT count(*) FROM ringback.delivery_queue",
+    )
+    .fetch_one(connection)
+    .await
+}

@@ -1,0 +1,122 @@
+//! Calls to the service that set the stage: endpoints, secrets, many events at once, another tenant.
+//!
+//! Called by `measure` and `beside`. Their cost is counted nowhere, but for what goes on beside a measured load.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+
+use super::scenario::{post, publish_batch};
+use super::wire::{Wire, status};
+use crate::cli::Failure;
+use crate::db::Db;
+use crate::secret::Secret;
+use crate::signing::SigningSecret;
+use crate::tenants::{self, key_hash, new_api_key};
+
+/// Events with each request of many.
+const EVENTS_PER_REQUEST: usize = 1000;
+/// Connections that publish many events.
+const PUBLISHERS: usize = 8;
+
+fn failed(text: impl std::fmt::Display) -> Failure {
+    Failure { text: text.to_string(), code: 69 }
+}
+
+/// A connection with a key.
+pub(super) struct Api {
+    wire: Wire,
+    key: String,
+}
+
+impl Api {
+    /// Connects.
+    pub(super) async fn connect(address: SocketAddr, key: &str) -> Result<Self, Failure> {
+        Ok(Self { wire: Wire::connect(address).await.map_err(failed)?, key: key.to_owned() })
+    }
+
+    async fn call(&mut self, request: &[u8], expected: u16) -> Result<Value, Failure> {
+        self.wire.send(request).await.map_err(failed)?;
+        let answer = self.wire.read().await.map_err(failed)?.ok_or_else(|| failed("no answer"))?;
+        let body = String::from_utf8_lossy(answer.body);
+        match status(answer.head) {
+            status if status == expected => serde_json::from_str(&body).map_err(failed),
+            status => Err(failed(format!("the service answered {status} in place of {expected}: {body}"))),
+        }
+    }
+
+    /// The secret that signs callbacks.
+    pub(super) async fn callback_secret(&mut self) -> Result<SigningSecret, Failure> {
+        let key = &self.key;
+        let request =
+            format!("GET /v1/callback-secret HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
+        secret_in(&self.call(request.as_bytes(), 200).await?)
+    }
+
+    /// Makes endpoints for a topic; `more`: members of the body beside URL and topic. Returns their secrets.
+    pub(super) async fn endpoints(
+        &mut self,
+        count: usize,
+        url: impl Fn(usize) -> String,
+        event_type: &str,
+        more: &str,
+    ) -> Result<Vec<SigningSecret>, Failure> {
+        let mut secrets = Vec::with_capacity(count);
+        for number in 0..count {
+            let (url, types) = (json!(url(number)), json!([event_type]));
+            let body = format!(r#"{{"url":{url},"event_types":{types}{more}}}"#);
+            secrets.push(secret_in(&self.call(&post("/v1/endpoints", &self.key, &body), 201).await?)?);
+        }
+        Ok(secrets)
+    }
+}
+
+fn secret_in(answer: &Value) -> Result<SigningSecret, Failure> {
+    let secret = answer.get("secret").and_then(Value::as_str);
+    SigningSecret::parse(secret.unwrap_or_default()).map_err(failed)
+}
+
+/// Many events of one topic.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Many<'a> {
+    pub(super) address: SocketAddr,
+    pub(super) key: &'a str,
+    pub(super) event_type: &'a str,
+    pub(super) count: usize,
+    pub(super) payload_bytes: usize,
+}
+
+impl Many<'_> {
+    /// Publishes them as fast as it goes. Returns how long it took.
+    pub(super) async fn publish(self) -> Result<Duration, Failure> {
+        let began = Instant::now();
+        let requests = self.count.div_ceil(EVENTS_PER_REQUEST);
+        let size = self.count.min(EVENTS_PER_REQUEST);
+        let request = publish_batch(self.key, self.event_type, size, self.payload_bytes);
+        let share = |publisher: usize| requests / PUBLISHERS + usize::from(publisher < requests % PUBLISHERS);
+        let publishers = (0..PUBLISHERS).map(|publisher| self.send(request.clone(), share(publisher)));
+        futures_util::future::try_join_all(publishers).await?;
+        Ok(began.elapsed())
+    }
+
+    async fn send(self, request: Bytes, times: usize) -> Result<(), Failure> {
+        let mut api = Api::connect(self.address, self.key).await?;
+        for _ in 0..times {
+            api.call(&request, 202).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes another tenant, and returns its key. The service hears of it within about a second.
+pub(super) async fn another_tenant(url: &str) -> Result<Secret<String>, Failure> {
+    let db = Db::new(PgConnectOptions::from_str(url).map_err(failed)?, 2);
+    let key = new_api_key().map_err(failed)?;
+    let tenant = tenants::store::create(&db, "another").await.map_err(failed)?;
+    tenants::store::add_key(&db, tenant, "bench", &key_hash(key.expose())).await.map_err(failed)?;
+    Ok(key)
+}
