@@ -12,8 +12,11 @@ use crate::harness::process::ServeProcess;
 use crate::harness::service::{API_KEY, database};
 use crate::harness::{Ringback, eventually};
 
-/// A worker that ends with its test.
-struct Worker(Option<Child>);
+/// A worker that ends with its test, and with the test process however that ends: the guard kills it when its input closes.
+struct Worker {
+    child: Option<Child>,
+    guard: Child,
+}
 
 impl Worker {
     /// `sh -c script` for each job of the kind `do`.
@@ -29,24 +32,34 @@ impl Worker {
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
-        Self(Some(child))
+        let guard = Command::new("sh")
+            .args(["-c", "read _; kill -KILL \"$1\" 2>/dev/null", "guard", &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh starts");
+        Self { child: Some(child), guard }
     }
 
     fn signal(&self, signal: Signal) {
-        let child = self.0.as_ref().expect("it runs");
+        let child = self.child.as_ref().expect("it runs");
         kill_process(Pid::from_child(child), signal).expect("it runs");
     }
 
     fn wait(mut self) -> (Option<i32>, String) {
         let Output { status, stderr, .. } =
-            self.0.take().expect("it runs").wait_with_output().expect("it ends");
+            self.child.take().expect("it runs").wait_with_output().expect("it ends");
         (status.code(), String::from_utf8_lossy(&stderr).into_owned())
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        // First of all, or it would kill whoever has the number next.
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
+        if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -98,9 +111,9 @@ async fn progress_is_told_while_the_program_runs_and_its_checkpoint_comes_back()
         r#"job=$(cat)
         case "$job" in *'"checkpoint":7'*) echo '"went on"'; exit 0;; esac
         echo 'no JSON' >&3; echo '{{"percent": 40, "message": "half", "checkpoint": 7}}' >&"$RINGBACK_PROGRESS_FD"
-        while ! test -e {}; do sleep 0.05; done
+        while test -d {0} && ! test -e {0}/go; do sleep 0.05; done
         echo '{{"percent": 80}}' >&3; exit 1"#,
-        go.display()
+        folder.path().display()
     );
     let _worker = Worker::start(&ring.url(), &[], &script);
     let id = ring.submit(job(json!({}))).await;
@@ -142,7 +155,7 @@ async fn at_a_signal_it_finishes_what_it_can_and_gives_the_rest_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let script = format!(
         r#"job=$(cat); touch "{0}/$RINGBACK_JOB_ID"
-        case "$job" in *quick*) while ! test -e {0}/go; do sleep 0.05; done;; *) sleep 3600;; esac"#,
+        case "$job" in *quick*) while test -d {0} && ! test -e {0}/go; do sleep 0.05; done;; *) sleep 3600;; esac"#,
         folder.path().display()
     );
     let worker = Worker::start(&ring.url(), &["--concurrency", "2", "--grace", "2s"], &script);
@@ -165,7 +178,7 @@ async fn a_frozen_worker_that_wakes_up_is_too_late() {
     let ring = Ringback::start().await;
     let folder = tempfile::tempdir().expect("a folder");
     let script = format!(
-        "touch {0}/$RINGBACK_ATTEMPT; while ! test -e {0}/go; do sleep 0.05; done; echo '\"first\"'",
+        "touch {0}/$RINGBACK_ATTEMPT; while test -d {0} && ! test -e {0}/go; do sleep 0.05; done; echo '\"first\"'",
         folder.path().display()
     );
     let frozen = Worker::start(&ring.url(), &["--lease-s", "1", "--name", "frozen"], &script);
@@ -200,7 +213,7 @@ async fn a_worker_outlives_a_restart_of_the_service() {
     ring.start().await;
     let folder = tempfile::tempdir().expect("a folder");
     let script = format!(
-        "touch {0}/runs; while ! test -e {0}/go; do sleep 0.05; done; echo 1",
+        "touch {0}/runs; while test -d {0} && ! test -e {0}/go; do sleep 0.05; done; echo 1",
         folder.path().display()
     );
     let _worker = Worker::start(&format!("http://{port}"), &[], &script);

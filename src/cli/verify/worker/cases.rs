@@ -241,8 +241,17 @@ impl Play<'_> {
     }
 
     async fn outage(&self) -> Verdict {
-        let began = Instant::now();
         self.stage.set_away(true);
+        // A worker that is still at something else has not met the outage yet.
+        let away = Instant::now();
+        while self.stage.polls_since(away) == 0 && away.elapsed() < self.patience {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        if self.stage.polls_since(away) == 0 {
+            self.stage.set_away(false);
+            return Err(format!("it asked for no job within {:.0} s", self.patience.as_secs_f64()));
+        }
+        let began = Instant::now();
         tokio::time::sleep(AWAY_FOR).await;
         // It may have been at work until now: the outage lasts until it has met it.
         while self.stage.polls_since(began) == 0 && began.elapsed() < self.patience {
