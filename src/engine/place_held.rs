@@ -181,6 +181,7 @@ fn tell(shared: &Shared, placed: Placed, doomed: &[(TenantId, JobId)]) {
     }
     if !doomed.is_empty() {
         shared.wakeups.events.notify_one();
+        shared.wakeups.ended.notify_elsewhere();
     }
     for (tenant, job) in doomed {
         shared.waiters.wake(*tenant, *job);
