@@ -36,9 +36,9 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// The 26 letters of a job's or an event's id.
 pub(super) type ItemKey = [u8; 26];
 
-/// Finds `mark` and takes the letters of the id behind it.
+/// Finds `mark` and takes the letters of the id behind it. An empty mark is nowhere.
 pub(super) fn item_key(text: &[u8], mark: &[u8]) -> Option<ItemKey> {
-    let place = text.windows(mark.len()).position(|window| window == mark)?;
+    let place = text.windows(mark.len().max(1)).position(|window| window == mark)?;
     text.get(place + mark.len()..)?.first_chunk().copied()
 }
 
