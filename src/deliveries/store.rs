@@ -129,34 +129,42 @@ fn read_due(row: &PgRow) -> Due {
     }
 }
 
-/// Due deliveries of one receiver, live or replayed, the longest due first.
+/// Due deliveries of receivers, live or replayed, the longest due first, `limit` each; in the order of the question.
 /// # Errors
 /// [`StoreError`].
-pub async fn due_of(
-    db: &Db,
-    ((tenant, target), kind): BacklogRef,
-    limit: i64,
-) -> Result<Vec<Due>, StoreError> {
+pub async fn due_of(db: &Db, of: &[BacklogRef], limit: usize) -> Result<Vec<Vec<Due>>, StoreError> {
+    let mut found = vec![Vec::new(); of.len()];
     // Each kind by its own index: a few replays must not be looked for behind a million live ones. Live ones are behind
     // few replays, because few of a replay wait at a time.
-    let rows = sqlx::query(match kind {
-        Kind::Live => {
-            "-- deliveries::store::due_of
-            SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
-            WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 AND NOT is_replay ORDER BY due_at, delivery_id LIMIT $3"
+    let of_live = "-- deliveries::store::due_of
+        SELECT a.place, d.* FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS a(tenant, target, place) CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
+          WHERE target_id = a.target AND due_at <= now() AND tenant_id = a.tenant AND NOT is_replay ORDER BY due_at, delivery_id LIMIT $3
+        ) d";
+    let of_replays = "-- deliveries::store::due_of_replays
+        SELECT a.place, d.* FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS a(tenant, target, place) CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
+          WHERE target_id = a.target AND due_at <= now() AND tenant_id = a.tenant AND is_replay ORDER BY due_at, delivery_id LIMIT $3
+        ) d";
+    for (kind, sql) in [(Kind::Live, of_live), (Kind::Replays, of_replays)] {
+        let places: Vec<usize> = (0..of.len()).filter(|place| of[*place].1 == kind).collect();
+        if places.is_empty() {
+            continue;
         }
-        Kind::Replays => {
-            "-- deliveries::store::due_of_replays
-            SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
-            WHERE target_id = $1 AND due_at <= now() AND tenant_id = $2 AND is_replay ORDER BY due_at, delivery_id LIMIT $3"
+        let rows = sqlx::query(sql)
+            .bind(places.iter().map(|place| of[*place].0.0.uuid()).collect::<Vec<_>>())
+            .bind(places.iter().map(|place| of[*place].0.1).collect::<Vec<_>>())
+            .bind(limit as i64)
+            .fetch_all(db.pool())
+            .await?;
+        for row in &rows {
+            let place = usize::try_from(row.get::<i64, _>("place") - 1).ok().and_then(|place| places.get(place));
+            if let Some(rows) = place.and_then(|place| found.get_mut(*place)) {
+                rows.push(read_due(row));
+            }
         }
-    })
-    .bind(target)
-    .bind(tenant)
-    .bind(limit)
-    .fetch_all(db.pool())
-    .await?;
-    Ok(rows.iter().map(read_due).collect())
+    }
+    Ok(found)
 }
 
 /// The first deliveries of an order key, live or replayed.

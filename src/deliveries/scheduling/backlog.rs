@@ -26,6 +26,10 @@ impl Kind {
     }
 }
 
+/// So many of a receiver's deliveries are held however full the memory is: what others have waiting keeps nobody from
+/// being served.
+pub(super) const FLOOR: usize = 16;
+
 /// First come, first served.
 #[derive(Debug)]
 pub(super) struct Backlog {
@@ -54,12 +58,17 @@ impl Backlog {
     /// overtake them again and again.
     pub(super) fn offer(&mut self, due: Due, full: bool, refill: bool) -> bool {
         let behind = !refill && (self.more || self.refilling);
-        if behind || full || self.waiting.len() >= self.held_max {
+        if behind || self.waiting.len() >= self.room(full) {
             self.more = true;
             return false;
         }
         self.waiting.push_back(due);
         true
+    }
+
+    /// How many are held; `full`: the memory for all receivers is.
+    fn room(&self, full: bool) -> usize {
+        if full { self.held_max.min(FLOOR) } else { self.held_max }
     }
 
     pub(super) fn pop(&mut self) -> Option<Due> {
@@ -71,9 +80,9 @@ impl Backlog {
         self.more = true;
     }
 
-    /// Asked for once.
-    pub(super) fn wants_refill(&mut self) -> bool {
-        let wants = self.more && !self.refilling && self.waiting.len() < self.held_max / 4;
+    /// Asked for once, when a quarter of its room is left.
+    pub(super) fn wants_refill(&mut self, full: bool) -> bool {
+        let wants = self.more && !self.refilling && self.waiting.len() < self.room(full) / 4;
         if wants {
             self.refilling = true;
             self.more = false;

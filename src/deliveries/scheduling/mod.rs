@@ -26,7 +26,8 @@ use super::Due;
 use crate::ids::{DeliveryId, TenantId};
 pub use backlog::Kind;
 pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
-use target::{Taken, Target};
+use backlog::FLOOR;
+use target::{HELD_MAX, Taken, Target};
 
 /// A moment: time since the dispatcher began.
 pub type Moment = Duration;
@@ -53,6 +54,8 @@ pub enum Offer {
 pub struct Wants {
     /// Receivers that have room again and more in the database.
     pub refills: Vec<BacklogRef>,
+    /// So many for each of them.
+    pub refill: usize,
     /// Order keys whose first deliveries have to be looked up.
     pub keys: Vec<KeyRef>,
 }
@@ -85,7 +88,7 @@ pub struct Schedule {
 const TARGETS_MAX: usize = 20_000;
 
 impl Schedule {
-    /// At most `places` in flight, at most `held_max` in memory.
+    /// At most `places` in flight, at most `held_max` in memory and a few more for each receiver.
     pub fn new(places: usize, held_max: usize) -> Self {
         Self {
             places,
@@ -168,7 +171,7 @@ impl Schedule {
         if self.known.contains(&due.id) {
             return Offer::Known;
         }
-        let full = self.known.len() >= self.held_max;
+        let full = self.is_full();
         let at = (due.tenant, due.target);
         let target = self.targets.entry(at).or_default();
         let taken = match due.order {
@@ -215,14 +218,23 @@ impl Schedule {
 
     /// What is wanted from the database, once.
     pub fn wants(&mut self) -> Wants {
-        std::mem::take(&mut self.wants)
+        let mut wants = std::mem::take(&mut self.wants);
+        if let Some(each) = self.held_max.saturating_sub(self.known.len()).checked_div(wants.refills.len()) {
+            wants.refill = each.clamp(FLOOR, HELD_MAX);
+        }
+        wants
+    }
+
+    fn is_full(&self) -> bool {
+        self.known.len() >= self.held_max
     }
 
     /// Puts a receiver that may be called now into the rings, or sets a timer for it.
     fn list(&mut self, at: TargetRef, now: Moment) {
+        let full = self.is_full();
         let Some(target) = self.targets.get_mut(&at) else { return };
         for kind in Kind::BOTH {
-            if target.wants_refill(kind) {
+            if target.wants_refill(kind, full) {
                 self.wants.refills.push((at, kind));
             }
         }

@@ -13,7 +13,7 @@ use crate::deliveries::Due;
 use crate::ids::DeliveryId;
 
 /// Deliveries of one receiver that are held in memory; the rest waits in the database.
-const HELD_MAX: usize = 512;
+pub(super) const HELD_MAX: usize = 512;
 /// Replayed ones go a few at a time.
 const REPLAYS_HELD_MAX: usize = 128;
 /// Deliveries of one order key that are held in memory.
@@ -244,8 +244,8 @@ impl Target {
         self.backlog(kind).refilled(more);
     }
 
-    pub(super) fn wants_refill(&mut self, kind: Kind) -> bool {
-        self.backlog(kind).wants_refill()
+    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> bool {
+        self.backlog(kind).wants_refill(full)
     }
 
     /// A delivery of an ordered receiver. It may be taken only where all earlier ones of its key are known.

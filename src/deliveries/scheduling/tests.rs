@@ -124,6 +124,29 @@ fn what_was_left_in_the_database_is_not_overtaken() {
 }
 
 #[test]
+fn what_hangs_fills_its_share_of_the_memory_only() {
+    let mut schedule = Schedule::new(40, 1000);
+    let good = due(1, 1);
+    schedule.offer(good, NOW);
+    let good = schedule.take(NOW, free).expect("the good one");
+    schedule.landed(&good, WELL, NOW);
+    for target in 100..200 {
+        (0..50).for_each(|_| assert_ne!(schedule.offer(due(1, target), NOW), Offer::Known));
+    }
+    let hanging = std::iter::from_fn(|| schedule.take(NOW, free)).count();
+    assert_eq!(hanging, 30, "three quarters of the places");
+    assert!(schedule.held() >= 1000, "the memory is full");
+    assert_eq!(schedule.wants().refills, [], "and nobody asks for what has no room");
+    for _ in 0..20 {
+        assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken, "a good one is not kept out");
+        let taken = schedule.take(NOW, free).expect("it goes at once");
+        assert_eq!(taken.target, good.target);
+        schedule.landed(&taken, WELL, NOW);
+    }
+    assert!(schedule.held() < 1000 + 100 * 16);
+}
+
+#[test]
 fn replays_give_way() {
     let mut schedule = Schedule::new(8, 100);
     schedule.offer(Due { replay: true, ..due(1, 1) }, NOW);

@@ -27,7 +27,6 @@ const FULL_SWEEP: Duration = Duration::from_mins(1);
 /// Deleted endpoints are kept in memory for so long, many times longer than it takes to see that they are.
 const DELETED_KEPT: TimeDelta = TimeDelta::hours(1);
 const PAGE: i64 = 2000;
-const REFILL: i64 = 1024;
 /// Commits may become visible so much later than the time that stands in their rows.
 const OVERLAP: Duration = Duration::from_secs(5);
 /// Retries that are due in one breath are found by one sweep.
@@ -37,13 +36,21 @@ pub(super) const GAP: Duration = Duration::from_millis(5);
 pub(super) struct Looked {
     /// `None`: there was no sweep.
     sweep: Option<Sweep>,
-    refills: Vec<(BacklogRef, Vec<Due>)>,
+    refills: Vec<Refill>,
     keys: Vec<KeyRows>,
     asked_keys: Vec<KeyRef>,
     /// What this node holds now, if that was asked.
     holding: Option<Holding>,
     /// What earlier owners knew of endpoints, when lanes are asked for.
     known: Vec<Health>,
+}
+
+/// More of what waits for a receiver.
+struct Refill {
+    at: BacklogRef,
+    rows: Vec<Due>,
+    /// There may be still more.
+    more: bool,
 }
 
 /// A page of what became due.
@@ -112,10 +119,9 @@ impl Dispatcher {
         let landed = std::mem::take(&mut self.landed_meanwhile);
         // Of a lane that was lost meanwhile nothing is taken in.
         let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
-        let refills: Vec<_> = looked.refills.into_iter().filter(|((at, _), _)| keeps(*at)).collect();
+        let refills: Vec<_> = looked.refills.into_iter().filter(|refill| keeps(refill.at.0)).collect();
         let asked_keys: Vec<_> = looked.asked_keys.into_iter().filter(|(at, _)| keeps(*at)).collect();
-        for (at, rows) in refills {
-            let more = rows.len() as i64 == REFILL;
+        for Refill { at, rows, more } in refills {
             self.schedule.refill(at, rows.into_iter().filter(|due| !landed.contains(&due.id)), more, now);
         }
         self.landed_meanwhile = landed;
@@ -248,10 +254,9 @@ async fn look(
             Some(Sweep { page, next_due: store::next_due(&shared.db, shared.node_id()).await? })
         }
     };
-    let mut refills = Vec::new();
-    for at in wants.refills {
-        refills.push((at, store::due_of(&shared.db, at, REFILL).await?));
-    }
+    let rows = store::due_of(&shared.db, &wants.refills, wants.refill).await?;
+    let refill = |(at, rows): (BacklogRef, Vec<Due>)| Refill { at, more: rows.len() >= wants.refill, rows };
+    let refills = wants.refills.into_iter().zip(rows).map(refill).collect();
     let keys = if wants.keys.is_empty() {
         Vec::new()
     } else {
