@@ -18,6 +18,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::config::{Config, Database};
 use crate::db::batch::Batcher;
 use crate::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
+use crate::db::gate::Gate;
 use crate::db::migrate::{MigrationError, migrate};
 use crate::db::{Db, StoreError, partitions};
 use crate::deliveries::hand_off::HandOff;
@@ -42,12 +43,12 @@ use crate::workers::sightings::Sightings;
 use crate::workers::waiting::WaitingWorkers;
 use crate::{engine, http, keyfile};
 
-/// Accepted jobs that may wait for a commit; more callers queue up behind.
-const ACCEPT_WAITING_MAX: usize = 4096;
-/// The most that goes in one commit: beyond a few hundred rows a batch only gets slower, not cheaper.
-const ACCEPT_BATCH_MAX: usize = 500;
-const RESULT_WAITING_MAX: usize = 8192;
-const RESULT_BATCH_MAX: usize = 256;
+/// The most that goes in one commit: beyond a hundred rows a batch hardly gets cheaper, but those that come meanwhile wait
+/// longer for it.
+const BATCH_MAX: usize = 128;
+/// Requests with many jobs or events that are written at a time, in all and of one tenant.
+const BULK_MAX: usize = 4;
+const BULK_OF_TENANT_MAX: usize = 2;
 const HAND_OFF_MAX: usize = 64;
 /// A database that starts at the same time as we do is waited for so long.
 const REACH_FOR: Duration = Duration::from_secs(8);
@@ -243,10 +244,11 @@ impl App {
             executors: ExecutorTable::new(client.clone(), &config.operator, config.own_program.clone(), sql),
             queue_limits: queue_limits(&config.operator),
             client,
-            accept: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
-            publish: Batcher::new(ACCEPT_WAITING_MAX, ACCEPT_BATCH_MAX),
-            finish: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
-            record: Batcher::new(RESULT_WAITING_MAX, RESULT_BATCH_MAX),
+            accept: Batcher::new(BATCH_MAX),
+            publish: Batcher::new(BATCH_MAX),
+            finish: Batcher::new(BATCH_MAX),
+            record: Batcher::new(BATCH_MAX),
+            bulk: Gate::new(BULK_MAX, BULK_OF_TENANT_MAX),
             hand_off: HandOff::new(HAND_OFF_MAX),
             waiters: Waiters::default(),
             waiting_workers: WaitingWorkers::default(),

@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::db::Db;
 use crate::db::batch::Batcher;
+use crate::db::gate::Gate;
 use crate::deliveries::hand_off::HandOff;
 use crate::deliveries::store::Record;
 use crate::endpoints::book::EndpointBook;
@@ -77,6 +78,8 @@ pub struct Shared {
     pub finish: Batcher<Finish, bool>,
     /// Tries of deliveries on their way in.
     pub record: Batcher<Record, bool>,
+    /// Where requests that bring many jobs or events wait for their turn.
+    pub bulk: Gate,
     /// New deliveries, from the fan-out to the dispatcher of this process.
     pub hand_off: HandOff,
     /// Long polls.

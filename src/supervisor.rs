@@ -80,6 +80,19 @@ impl Tasks {
         })
     }
 
+    /// Runs what computes for milliseconds on a thread where nobody else waits behind it.
+    /// # Errors
+    /// [`TaskLost`] when it panicked.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, TaskLost> {
+        self.tracker.spawn_blocking_on(work, &self.handle).await.map_err(|error| {
+            tracing::error!(%error, "a computation was lost");
+            TaskLost
+        })
+    }
+
     /// Starts the future and lets go of it; it is still waited for at the end.
     pub fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(work, &self.handle);

@@ -9,8 +9,10 @@
 pub mod batch;
 pub mod doctor;
 pub mod embedded;
+pub mod gate;
 pub mod migrate;
 pub mod partitions;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,6 +20,7 @@ pub mod store;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::clock::Timestamp;
 use crate::ids::{DeliveryId, EndpointId, EventId, JobId, ReplayId, TenantId};
 
 /// Where a delivery stands.
@@ -101,6 +102,9 @@ pub fn lane_of(tenant: TenantId, target: Uuid) -> i16 {
     let digest = hasher.finalize();
     i16::from(digest[0]) % crate::nodes::LANES
 }
+
+/// Where a walk over due deliveries stands: when the last one was due, and which it was.
+pub type DueCursor = (Timestamp, DeliveryId);
 
 /// A delivery that waits to be sent, as it is held in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

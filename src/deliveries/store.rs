@@ -12,8 +12,9 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::scheduling::{BacklogRef, HELD_PER_KEY_MAX, KeyRef, Kind, TargetRef};
-use super::{Due, FailedDelivery, NewDelivery, lane_of};
+use super::{Due, DueCursor, FailedDelivery, NewDelivery, lane_of};
 use crate::clock::Timestamp;
+use crate::db::batch::Tenanted;
 use crate::db::{Db, StoreError, Tx};
 use crate::ids::{AttemptId, DeliveryId, EndpointId, EventId, JobId, ReplayId, TenantId};
 
@@ -81,22 +82,45 @@ pub async fn create_failed(tx: &mut Tx, failed: &[FailedDelivery]) -> Result<(),
     Ok(())
 }
 
-/// Where a walk over due deliveries stands.
-pub type DueCursor = (Timestamp, DeliveryId);
+/// What a look at due deliveries found.
+#[derive(Debug, Clone, Default)]
+pub struct DuePage {
+    /// The longest due first.
+    pub due: Vec<Due>,
+    /// There may be more.
+    pub more: bool,
+    /// The place behind the last one.
+    pub last: Option<DueCursor>,
+    /// The last place behind which nothing becomes visible any more; `None`: none on this page.
+    pub settled: Option<DueCursor>,
+}
 
-/// Due deliveries of the lanes that a node owns, in the order of their time, after a cursor.
+impl DuePage {
+    fn push(&mut self, row: &PgRow, late: Duration) {
+        let due = read_due(row);
+        let (at, now): (Timestamp, Timestamp) = (row.get("due_at"), row.get("now"));
+        self.last = Some((at, due.id));
+        if at + late < now {
+            self.settled = self.last;
+        }
+        self.due.push(due);
+    }
+}
+
+/// Due deliveries of the lanes that a node owns, in the order of their time, after a cursor. `late`: a commit may become
+/// visible so long after the time that stands in its rows.
 /// # Errors
 /// [`StoreError`].
 pub async fn due(
     db: &Db,
     owner: Uuid,
     after: Option<DueCursor>,
-    limit: i64,
-) -> Result<Vec<(Due, DueCursor)>, StoreError> {
-    let (at, id) = after.map_or((Timestamp::UNIX_EPOCH, Uuid::nil()), |(at, id)| (at, id.uuid()));
+    (limit, late): (usize, Duration),
+) -> Result<DuePage, StoreError> {
+    let (at, id) = place_of(after);
     let rows = sqlx::query(
         "-- deliveries::store::due
-        SELECT d.tenant_id, d.delivery_id, d.target_id, d.lane, d.order_key, d.position, d.is_replay, d.due_at
+        SELECT d.tenant_id, d.delivery_id, d.target_id, d.lane, d.order_key, d.position, d.is_replay, d.due_at, now()
         FROM (SELECT lane FROM ringback.lanes WHERE owner = $1) l CROSS JOIN LATERAL (
           SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
           WHERE q.lane = l.lane AND q.due_at <= now() AND (q.due_at, q.delivery_id) > ($2, $3)
@@ -107,14 +131,16 @@ pub async fn due(
     .bind(owner)
     .bind(at)
     .bind(id)
-    .bind(limit)
+    .bind(limit as i64)
     .fetch_all(db.pool())
     .await?;
-    let read = |row: &PgRow| {
-        let due = read_due(row);
-        (due, (row.get("due_at"), due.id))
-    };
-    Ok(rows.iter().map(read).collect())
+    let mut page = DuePage { more: rows.len() >= limit, ..DuePage::default() };
+    rows.iter().for_each(|row| page.push(row, late));
+    Ok(page)
+}
+
+fn place_of(cursor: Option<DueCursor>) -> (Timestamp, Uuid) {
+    cursor.map_or((Timestamp::UNIX_EPOCH, Uuid::nil()), |(at, id)| (at, id.uuid()))
 }
 
 fn read_due(row: &PgRow) -> Due {
@@ -129,38 +155,50 @@ fn read_due(row: &PgRow) -> Due {
     }
 }
 
-/// Due deliveries of receivers, live or replayed, the longest due first, `limit` each; in the order of the question.
+/// Due deliveries of receivers, live or replayed, the longest due first, after a cursor, `limit` each; in the order of the
+/// question. `late` as for [`due`].
 /// # Errors
 /// [`StoreError`].
-pub async fn due_of(db: &Db, of: &[BacklogRef], limit: usize) -> Result<Vec<Vec<Due>>, StoreError> {
-    let mut found = vec![Vec::new(); of.len()];
+pub async fn due_of(
+    db: &Db,
+    of: &[(BacklogRef, Option<DueCursor>)],
+    (limit, late): (usize, Duration),
+) -> Result<Vec<DuePage>, StoreError> {
+    let mut found = vec![DuePage::default(); of.len()];
     // Each kind by its own index: a few replays must not be looked for behind a million live ones. Live ones are behind
     // few replays, because few of a replay wait at a time.
     let of_live = "-- deliveries::store::due_of
-        SELECT a.place, d.* FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS a(tenant, target, place) CROSS JOIN LATERAL (
-          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
-          WHERE target_id = a.target AND due_at <= now() AND tenant_id = a.tenant AND NOT is_replay ORDER BY due_at, delivery_id LIMIT $3
-        ) d";
+        SELECT a.place, d.*, now() FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::uuid[]) WITH ORDINALITY AS a(tenant, target, at, id, place)
+        CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue
+          WHERE target_id = a.target AND due_at <= now() AND (due_at, delivery_id) > (a.at, a.id) AND tenant_id = a.tenant AND NOT is_replay
+          ORDER BY due_at, delivery_id LIMIT $5
+        ) d ORDER BY a.place, d.due_at, d.delivery_id";
     let of_replays = "-- deliveries::store::due_of_replays
-        SELECT a.place, d.* FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS a(tenant, target, place) CROSS JOIN LATERAL (
-          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay FROM ringback.delivery_queue
-          WHERE target_id = a.target AND due_at <= now() AND tenant_id = a.tenant AND is_replay ORDER BY due_at, delivery_id LIMIT $3
-        ) d";
+        SELECT a.place, d.*, now() FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::uuid[]) WITH ORDINALITY AS a(tenant, target, at, id, place)
+        CROSS JOIN LATERAL (
+          SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue
+          WHERE target_id = a.target AND due_at <= now() AND (due_at, delivery_id) > (a.at, a.id) AND tenant_id = a.tenant AND is_replay
+          ORDER BY due_at, delivery_id LIMIT $5
+        ) d ORDER BY a.place, d.due_at, d.delivery_id";
     for (kind, sql) in [(Kind::Live, of_live), (Kind::Replays, of_replays)] {
-        let places: Vec<usize> = (0..of.len()).filter(|place| of[*place].1 == kind).collect();
-        if places.is_empty() {
+        let asked: Vec<usize> = (0..of.len()).filter(|index| of[*index].0.1 == kind).collect();
+        if asked.is_empty() {
             continue;
         }
         let rows = sqlx::query(sql)
-            .bind(places.iter().map(|place| of[*place].0.0.uuid()).collect::<Vec<_>>())
-            .bind(places.iter().map(|place| of[*place].0.1).collect::<Vec<_>>())
+            .bind(asked.iter().map(|index| of[*index].0.0.0.uuid()).collect::<Vec<_>>())
+            .bind(asked.iter().map(|index| of[*index].0.0.1).collect::<Vec<_>>())
+            .bind(asked.iter().map(|index| place_of(of[*index].1).0).collect::<Vec<_>>())
+            .bind(asked.iter().map(|index| place_of(of[*index].1).1).collect::<Vec<_>>())
             .bind(limit as i64)
             .fetch_all(db.pool())
             .await?;
         for row in &rows {
-            let place = usize::try_from(row.get::<i64, _>("place") - 1).ok().and_then(|place| places.get(place));
-            if let Some(rows) = place.and_then(|place| found.get_mut(*place)) {
-                rows.push(read_due(row));
+            let place = usize::try_from(row.get::<i64, _>("place") - 1).unwrap_or(usize::MAX);
+            if let Some(page) = asked.get(place).and_then(|index| found.get_mut(*index)) {
+                page.push(row, late);
+                page.more = page.due.len() >= limit;
             }
         }
     }
@@ -368,6 +406,12 @@ pub struct Record {
     pub response_body: Option<Vec<u8>>,
     /// There was more of it.
     pub truncated: bool,
+}
+
+impl Tenanted for Record {
+    fn tenant(&self) -> TenantId {
+        self.due.tenant
+    }
 }
 
 fn micros(duration: Duration) -> i32 {

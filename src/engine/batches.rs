@@ -25,7 +25,7 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
             Ok(answers)
         }
     };
-    shared.accept.run(stop, flush).await;
+    shared.accept.run(stop, false, flush).await;
 }
 
 /// Published events become rows, and the fan-out hears of them.
@@ -38,7 +38,7 @@ pub async fn publish(shared: Arc<Shared>, stop: Stop) {
             Ok(answers)
         }
     };
-    shared.publish.run(stop, flush).await;
+    shared.publish.run(stop, false, flush).await;
 }
 
 /// Stop 6: ends of tries and their events.
@@ -70,7 +70,7 @@ pub async fn finish(shared: Arc<Shared>, stop: Stop) {
             Ok(ended.held)
         }
     };
-    shared.finish.run(stop, flush).await;
+    shared.finish.run(stop, true, flush).await;
 }
 
 /// Stop 9: tries of deliveries.
@@ -79,5 +79,5 @@ pub async fn record(shared: Arc<Shared>, stop: Stop) {
         let (db, owner) = (shared.db.clone(), shared.node_id());
         async move { crate::deliveries::store::record(&db, owner, &batch).await }
     };
-    shared.record.run(stop, flush).await;
+    shared.record.run(stop, true, flush).await;
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{jittered, pause};
 use crate::db::StoreError;
+use crate::db::batch::rest_after;
 use crate::deliveries::hand_off::Created;
 use crate::deliveries::matched::{Matched, order_of};
 use crate::deliveries::{self, Due, FailedDelivery, NewDelivery};
@@ -29,6 +30,8 @@ const TOGETHER_MAX: usize = 1000;
 /// Deliveries that are made in one transaction, when events with many receivers come unexpected; the others are left for
 /// pieces. A statement with a million of them would run into its timeout, again and again.
 const MADE_MAX: usize = 10_000;
+/// The longest rest after a batch; somebody waits for what comes next.
+const REST_MAX: Duration = Duration::from_millis(2);
 /// An idle look: for events whose bell was not heard.
 const POLL: Duration = Duration::from_secs(1);
 /// The same for a while after there was something. Of publishers in SQL who commit at the same time one rings the bell,
@@ -51,7 +54,9 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
         if done.more && !stop.drain.is_cancelled() {
             continue;
         }
-        if done.some {
+        // What comes meanwhile shares the next commit.
+        tokio::time::sleep(rest_after(done.events, Portion::EVENTS_MAX).min(REST_MAX)).await;
+        if done.events > 0 {
             soon_until = Instant::now() + SOON_FOR;
         }
         let poll = if Instant::now() < soon_until { POLL_SOON } else { POLL };
@@ -85,7 +90,7 @@ impl Row {
 struct Portion(usize);
 
 impl Portion {
-    const DELIVERIES: usize = 500;
+    const DELIVERIES: usize = 200;
     const EVENTS_MAX: usize = 1000;
 
     fn events(&self) -> i64 {
@@ -110,8 +115,8 @@ impl Default for Portion {
 /// What a round did.
 #[derive(Debug, Clone, Copy, Default)]
 struct Done {
-    /// There was something.
-    some: bool,
+    /// So many events got their positions.
+    events: usize,
     /// There is more.
     more: bool,
 }
@@ -125,7 +130,7 @@ async fn round(shared: &Shared, row: &mut Row, portion: &mut Portion) -> Result<
         if !created.is_empty() {
             row.gap = !hand_over(shared, Created { due: created, gap: row.gap });
         }
-        done = Done { some: numbered > 0, more: numbered as i64 >= asked };
+        done = Done { events: numbered, more: numbered as i64 >= asked };
     }
     let (rest, created) = rest_of(shared).await?;
     // None of these is ordered, so it does not matter where they stand.
@@ -353,16 +358,16 @@ mod tests {
     #[test]
     fn a_portion_follows_the_number_of_receivers() {
         let mut portion = Portion::default();
-        assert_eq!(portion.events(), 500);
-        portion.learn(500, 500_000);
+        assert_eq!(portion.events(), 200);
+        portion.learn(200, 500_000);
         assert_eq!(portion.events(), 1, "many receivers each: one event at a time");
         for expected in [2, 4, 8] {
             portion.learn(1, 1);
             assert_eq!(portion.events(), expected);
         }
         (0..10).for_each(|_| portion.learn(8, 80));
-        assert_eq!(portion.events(), 50);
-        (0..10).for_each(|_| portion.learn(50, 0));
+        assert_eq!(portion.events(), 20);
+        (0..10).for_each(|_| portion.learn(20, 0));
         assert_eq!(portion.events(), 1000, "nobody is told: only the log's work counts");
         portion.learn(0, 0);
         assert_eq!(portion.events(), 1000);

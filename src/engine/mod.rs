@@ -62,13 +62,13 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     let roles = shared.config.roles;
     start!(Base, heartbeat);
     start!(Base, tell_nodes);
-    // Two flushers each: while one batch's commit is in flight, the next one forms and goes.
+    // Two flushers where somebody waits: while one batch's commit is in flight, the next one forms and goes.
     for _ in 0..2 {
         start!(Base, "accept", batches::accept);
         start!(Base, "publish", batches::publish);
-        start!(Base, "finish", batches::finish);
-        start!(Base, "record", batches::record);
     }
+    start!(Base, "finish", batches::finish);
+    start!(Base, "record", batches::record);
     start!(Work, hear_nodes);
     start!(Work, reap_nodes);
     if roles.api {

@@ -14,6 +14,7 @@ use super::NewEvent;
 use super::new_event::Draft;
 use super::publish_store;
 use super::read_store::{self, StoredEvent};
+use crate::db::batch::Tenanted;
 use crate::db::{Db, StoreError};
 use crate::idempotency::{self, NewKey};
 use crate::ids::{EventId, TenantId};
@@ -30,6 +31,12 @@ pub struct Publish {
     pub dedup_key: Option<String>,
     /// The key of the request, with the answer that a repetition gets; never together with a `dedup_key`.
     pub key: Option<NewKey>,
+}
+
+impl Tenanted for Publish {
+    fn tenant(&self) -> TenantId {
+        self.event.tenant
+    }
 }
 
 impl From<Draft> for Publish {

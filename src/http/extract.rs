@@ -100,10 +100,31 @@ pub async fn json_body(
     limit: usize,
     wrap: usize,
 ) -> Result<Vec<u8>, ApiError> {
+    let bytes = unread_json(request, payload, limit).await?;
+    check_json(&bytes, wrap)?;
+    Ok(bytes)
+}
+
+/// A body that says it is JSON, for [`check_json`].
+/// # Errors
+/// As [`body`].
+pub async fn unread_json(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+) -> Result<Vec<u8>, ApiError> {
     if media_type(request) != "application/json" {
         return Err(ApiError::MediaType("send the body as Content-Type: application/json"));
     }
-    strict_json(request, payload, limit, wrap).await
+    body(request, payload, limit).await
+}
+
+/// Is it JSON that we take? `wrap` is how deep an `input` or `data` stands in it.
+/// # Errors
+/// [`ApiError::NotJson`].
+pub fn check_json(bytes: &[u8], wrap: usize) -> Result<(), ApiError> {
+    validate(bytes, &JsonLimits { max_depth: DEPTH_MAX + wrap })
+        .map_err(|fault| ApiError::NotJson(fault.to_string()))
 }
 
 /// A body that must be a JSON merge patch (RFC 7396); plain JSON is taken for one.
@@ -117,24 +138,14 @@ pub async fn patch_body(
     if !matches!(media_type(request).as_str(), "application/merge-patch+json" | "application/json") {
         return Err(ApiError::MediaType("send the body as Content-Type: application/merge-patch+json"));
     }
-    strict_json(request, payload, BODY_MAX_BYTES, wrap).await
+    let bytes = body(request, payload, BODY_MAX_BYTES).await?;
+    check_json(&bytes, wrap)?;
+    Ok(bytes)
 }
 
 fn media_type(request: &HttpRequest) -> String {
     let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-async fn strict_json(
-    request: &HttpRequest,
-    payload: web::Payload,
-    limit: usize,
-    wrap: usize,
-) -> Result<Vec<u8>, ApiError> {
-    let bytes = body(request, payload, limit).await?;
-    validate(&bytes, &JsonLimits { max_depth: DEPTH_MAX + wrap })
-        .map_err(|fault| ApiError::NotJson(fault.to_string()))?;
-    Ok(bytes)
 }
 
 /// The text of a body that `json_body` accepted.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::extract::{self, BATCH_BODY_MAX_BYTES, BODY_MAX_BYTES, Query};
 use super::idempotency::{self, HeldKey, Standing};
 use super::problem::ApiError;
+use crate::db::gate::Pass;
 use crate::events::new_event::{self, Draft, Refused};
 use crate::events::publish::{self, FirstAnswer, Publish, Published};
 use crate::events::read_store::{self, StoredEvent};
@@ -17,7 +18,7 @@ use crate::events::{BATCH_MAX, DATA_MAX_BYTES, view};
 use crate::fields::{Faults, Fields};
 use crate::ids::{EventId, TenantId};
 use crate::shared::Shared;
-use crate::tenants::{Caller, Scope};
+use crate::tenants::Scope;
 
 /// `POST /v1/events`.
 pub async fn publish(
@@ -33,7 +34,9 @@ pub async fn publish(
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let draft = parse(&request, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
+    let traceparent = extract::traceparent(&request);
+    let draft = new_event::parse("", extract::raw(&bytes)?, caller.tenant, traceparent.as_deref())
+        .map_err(|refused| refusal(&refused))?;
     let (id, body) = (draft.event.id, view::fresh(&draft.event));
     if held.is_some() && draft.dedup_key.is_some() {
         return publish_with_both_keys(&shared, draft, body, held).await;
@@ -61,7 +64,8 @@ async fn publish_with_both_keys(
         }
         _ => FirstAnswer { status: 202, location: Some(location(id)), body },
     };
-    match publish_all(shared, vec![draft], held.as_ref(), first).await? {
+    let pass = shared.bulk.enter(tenant).await;
+    match publish_all(shared, pass, vec![draft], held.as_ref(), first).await? {
         None => taken(shared, tenant, held).await,
         Some(first) => {
             let status = StatusCode::from_u16(first.status).unwrap_or(StatusCode::ACCEPTED);
@@ -81,22 +85,30 @@ pub async fn publish_batch(
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::EventsWrite)?;
     Query::of(&request).finish()?;
-    let bytes = extract::json_body(&request, payload, BATCH_BODY_MAX_BYTES, 3).await?;
+    let bytes = extract::unread_json(&request, payload, BATCH_BODY_MAX_BYTES).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let drafts = parse_batch(&request, &caller, extract::raw(&bytes)?)?;
-    let fresh: Vec<String> = drafts.iter().map(|draft| view::fresh(&draft.event)).collect();
+    let tenant = caller.tenant;
+    let pass = shared.bulk.enter(tenant).await;
+    let traceparent = extract::traceparent(&request);
+    let parse = move || {
+        extract::check_json(&bytes, 3)?;
+        let drafts = parse_batch(traceparent.as_deref(), tenant, extract::raw(&bytes)?)?;
+        let fresh: Vec<String> = drafts.iter().map(|draft| view::fresh(&draft.event)).collect();
+        Ok::<_, ApiError>((drafts, fresh))
+    };
+    let (drafts, fresh) = shared.tasks.compute(parse).await??;
     let first = move |firsts: &[Option<StoredEvent>]| {
         let shown = fresh.into_iter().zip(firsts);
         let shown: Vec<String> =
             shown.map(|(fresh, first)| first.as_ref().map_or(fresh, view::stored)).collect();
         FirstAnswer { status: 202, location: None, body: format!("{{\"data\":[{}]}}", shown.join(",")) }
     };
-    match publish_all(&shared, drafts, held.as_ref(), first).await? {
-        None => taken(&shared, caller.tenant, held).await,
+    match publish_all(&shared, pass, drafts, held.as_ref(), first).await? {
+        None => taken(&shared, tenant, held).await,
         Some(first) => Ok(HttpResponse::Accepted().content_type("application/json").body(first.body)),
     }
 }
@@ -104,19 +116,20 @@ pub async fn publish_batch(
 /// Stores events, their keys and the answer under the request's key in one commit.
 async fn publish_all(
     shared: &web::Data<Shared>,
+    pass: Pass,
     drafts: Vec<Draft>,
     held: Option<&HeldKey>,
     first: impl FnOnce(&[Option<StoredEvent>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
-    let published =
-        shared.tasks.run(async move { publish::publish_all(&db, drafts, key, first).await }).await??;
+    let publish = async move {
+        let published = publish::publish_all(&db, drafts, key, first).await;
+        drop(pass);
+        published
+    };
+    let published = shared.tasks.run(publish).await??;
     shared.wakeups.events.notify_one();
     Ok(published)
-}
-
-fn parse(request: &HttpRequest, caller: &Caller, at: &str, raw: &RawValue) -> Result<Draft, Refused> {
-    new_event::parse(at, raw, caller.tenant, extract::traceparent(request).as_deref())
 }
 
 fn refusal(refused: &Refused) -> ApiError {
@@ -130,7 +143,7 @@ fn too_large() -> ApiError {
     ApiError::TooLarge(format!("an event's data may have {DATA_MAX_BYTES} bytes at most"))
 }
 
-fn parse_batch(request: &HttpRequest, caller: &Caller, raw: &RawValue) -> Result<Vec<Draft>, ApiError> {
+fn parse_batch(traceparent: Option<&str>, tenant: TenantId, raw: &RawValue) -> Result<Vec<Draft>, ApiError> {
     let mut faults = Faults::default();
     let Some(mut fields) = Fields::open("", raw, &mut faults) else {
         return Err(faults.into());
@@ -142,7 +155,7 @@ fn parse_batch(request: &HttpRequest, caller: &Caller, raw: &RawValue) -> Result
     fields.finish(&mut faults);
     let mut drafts = Vec::new();
     for (index, one) in list.unwrap_or_default().into_iter().enumerate() {
-        match parse(request, caller, &format!("/events/{index}"), one) {
+        match new_event::parse(&format!("/events/{index}"), one, tenant, traceparent) {
             Ok(draft) => drafts.push(draft),
             Err(Refused::DataTooLarge) => return Err(too_large()),
             Err(Refused::Faults(found)) => {

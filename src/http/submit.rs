@@ -13,8 +13,9 @@ use super::idempotency::{self, HeldKey, Standing};
 use super::jobs::wait_for_end;
 use super::problem::ApiError;
 use crate::clock;
+use crate::db::gate::Pass;
 use crate::fields::{Faults, Fields};
-use crate::ids::JobId;
+use crate::ids::{JobId, TenantId};
 use crate::jobs::create::FirstAnswer;
 use crate::jobs::new_job::{self, Refused};
 use crate::jobs::read_store::StoredJob;
@@ -22,7 +23,7 @@ use crate::jobs::store::{Accept, Accepted};
 use crate::jobs::view::{JobState, JobView};
 use crate::jobs::{BATCH_MAX, Job, after_store, create};
 use crate::shared::Shared;
-use crate::tenants::{Caller, Scope};
+use crate::tenants::Scope;
 
 /// `POST /v1/jobs`.
 pub async fn submit(
@@ -38,8 +39,9 @@ pub async fn submit(
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let job =
-        parse(&request, &shared, &caller, "", extract::raw(&bytes)?).map_err(|refused| refusal(&refused))?;
+    let traceparent = extract::traceparent(&request);
+    let job = parse(&shared, caller.tenant, traceparent.as_deref(), ("", extract::raw(&bytes)?))
+        .map_err(|refused| refusal(&refused))?;
     check_after(&shared, std::slice::from_ref(&job), |_| "/after".to_owned()).await?;
     let body = JobView::new(&job, &JobState::accepted()).to_json();
     if job.unique_key.is_some() {
@@ -68,7 +70,8 @@ async fn submit_unique(
         }
         _ => FirstAnswer { status: 202, location: Some(location(id)), body },
     };
-    match create_all(shared, accepts, held.as_ref(), first).await? {
+    let pass = shared.bulk.enter(tenant).await;
+    match create_all(shared, pass, accepts, held.as_ref(), first).await? {
         None => taken(shared, tenant, held).await,
         Some(first) if first.status == 202 => answer(request, shared, tenant, id, first.body).await,
         Some(first) => Ok(HttpResponse::Ok()
@@ -81,12 +84,18 @@ async fn submit_unique(
 /// Stores jobs, their unique keys and the answer under the request's key in one commit.
 async fn create_all(
     shared: &web::Data<Shared>,
+    pass: Pass,
     accepts: Vec<Accept>,
     held: Option<&HeldKey>,
     first: impl FnOnce(&[Option<StoredJob>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
-    let created = shared.tasks.run(async move { create::create(&db, accepts, key, first).await }).await??;
+    let create = async move {
+        let created = create::create(&db, accepts, key, first).await;
+        drop(pass);
+        created
+    };
+    let created = shared.tasks.run(create).await??;
     shared.wakeups.jobs.notify_one();
     shared.wakeups.scheduled.notify_one();
     shared.wakeups.held.notify_one();
@@ -101,16 +110,24 @@ pub async fn submit_batch(
 ) -> Result<HttpResponse, ApiError> {
     let caller = extract::caller(&request, &shared, &Scope::JobsWrite)?;
     Query::of(&request).finish()?;
-    let bytes = extract::json_body(&request, payload, BATCH_BODY_MAX_BYTES, 3).await?;
+    let bytes = extract::unread_json(&request, payload, BATCH_BODY_MAX_BYTES).await?;
     let held = match idempotency::begin(&request, &shared, caller.tenant, &bytes).await? {
         Standing::Answered(answer) => return Ok(answer),
         Standing::First(held) => Some(held),
         Standing::Free => None,
     };
-    let jobs = parse_batch(&request, &shared, &caller, extract::raw(&bytes)?)?;
+    let tenant = caller.tenant;
+    let pass = shared.bulk.enter(tenant).await;
+    let (traceparent, known) = (extract::traceparent(&request), shared.clone());
+    let parse = move || {
+        extract::check_json(&bytes, 3)?;
+        let jobs = parse_batch(&known, tenant, traceparent.as_deref(), extract::raw(&bytes)?)?;
+        let views: Vec<String> =
+            jobs.iter().map(|job| JobView::new(job, &JobState::accepted()).to_json()).collect();
+        Ok::<_, ApiError>((jobs, views))
+    };
+    let (jobs, views) = shared.tasks.compute(parse).await??;
     check_after(&shared, &jobs, |index| format!("/jobs/{index}/after")).await?;
-    let views: Vec<String> =
-        jobs.iter().map(|job| JobView::new(job, &JobState::accepted()).to_json()).collect();
     let accepts = jobs.into_iter().map(|job| accept_of(&shared, job, None)).collect::<Result<Vec<_>, _>>()?;
     // Those that stand there already, under their unique keys, are shown as they stand.
     let first = move |holders: &[Option<StoredJob>]| {
@@ -121,8 +138,8 @@ pub async fn submit_batch(
             .collect();
         FirstAnswer { status: 202, location: None, body: batch_body(&shown) }
     };
-    match create_all(&shared, accepts, held.as_ref(), first).await? {
-        None => taken(&shared, caller.tenant, held).await,
+    match create_all(&shared, pass, accepts, held.as_ref(), first).await? {
+        None => taken(&shared, tenant, held).await,
         Some(first) => Ok(HttpResponse::Accepted().content_type("application/json").body(first.body)),
     }
 }
@@ -136,14 +153,12 @@ fn batch_body(views: &[String]) -> String {
 }
 
 fn parse(
-    request: &HttpRequest,
     shared: &Shared,
-    caller: &Caller,
-    at: &str,
-    raw: &RawValue,
+    tenant: TenantId,
+    traceparent: Option<&str>,
+    (at, raw): (&str, &RawValue),
 ) -> Result<Job, Refused> {
-    let context = shared.job_context(caller.tenant, clock::now());
-    new_job::parse(at, raw, context, extract::traceparent(request).as_deref())
+    new_job::parse(at, raw, shared.job_context(tenant, clock::now()), traceparent)
 }
 
 /// What a job that was not accepted is answered with.
@@ -159,9 +174,9 @@ fn too_large() -> ApiError {
 }
 
 fn parse_batch(
-    request: &HttpRequest,
     shared: &Shared,
-    caller: &Caller,
+    tenant: TenantId,
+    traceparent: Option<&str>,
     raw: &RawValue,
 ) -> Result<Vec<Job>, ApiError> {
     let mut faults = Faults::default();
@@ -175,7 +190,7 @@ fn parse_batch(
     fields.finish(&mut faults);
     let mut jobs = Vec::new();
     for (index, one) in list.unwrap_or_default().into_iter().enumerate() {
-        match parse(request, shared, caller, &format!("/jobs/{index}"), one) {
+        match parse(shared, tenant, traceparent, (&format!("/jobs/{index}"), one)) {
             Ok(job) => jobs.push(job),
             Err(Refused::InputTooLarge) => return Err(too_large()),
             Err(Refused::Faults(found)) => {

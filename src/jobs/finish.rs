@@ -14,6 +14,7 @@ use super::read_store::StoredJob;
 use super::view::{JobEnd, JobView};
 use super::{CallbackOptions, EndStatus, Job, JobError, Told, Tries, read_store, store};
 use crate::clock::Timestamp;
+use crate::db::batch::Tenanted;
 use crate::db::{Db, StoreError, Tx};
 use crate::events::{self, CallbackRef, NewEvent};
 use crate::ids::{EventId, JobId, TenantId};
@@ -26,6 +27,12 @@ pub struct Finish {
     pub end: TryEnd,
     /// For the log, if the job ended.
     pub event: Option<NewEvent>,
+}
+
+impl Tenanted for Finish {
+    fn tenant(&self) -> TenantId {
+        self.end.tenant
+    }
 }
 
 /// What a try was.

@@ -12,6 +12,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::{After, Job};
+use crate::db::batch::Tenanted;
 use crate::db::{Db, StoreError, Tx};
 use crate::idempotency::NewKey;
 use crate::ids::{JobId, TenantId};
@@ -25,6 +26,12 @@ pub struct Accept {
     pub sealed_options: Option<Vec<u8>>,
     /// The key of the request, with the answer that a repetition gets.
     pub key: Option<NewKey>,
+}
+
+impl Tenanted for Accept {
+    fn tenant(&self) -> TenantId {
+        self.job.tenant
+    }
 }
 
 /// What became of it.

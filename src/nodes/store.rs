@@ -159,6 +159,17 @@ pub async fn retire(db: &Db, node: &Node) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Says that nothing of the node is in the air any more.
+/// # Errors
+/// [`StoreError`].
+pub async fn land_all(db: &Db, node: &Node) -> Result<(), StoreError> {
+    sqlx::query("-- nodes::store::land_all\nDELETE FROM ringback.delivery_flights WHERE owner = $1")
+        .bind(node.id)
+        .execute(db.pool())
+        .await?;
+    Ok(())
+}
+
 /// Signs the node off.
 /// # Errors
 /// [`StoreError`].

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::deliveries::Due;
+use crate::deliveries::{Due, DueCursor};
 
 /// Live or replayed?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,11 +38,13 @@ pub(super) struct Backlog {
     /// There is more in the database.
     more: bool,
     refilling: bool,
+    /// All that was due before this is in memory, in flight or over: a refill need not walk over what is gone.
+    cursor: Option<DueCursor>,
 }
 
 impl Backlog {
     pub(super) fn new(held_max: usize) -> Self {
-        Self { waiting: VecDeque::new(), held_max, more: false, refilling: false }
+        Self { waiting: VecDeque::new(), held_max, more: false, refilling: false, cursor: None }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -78,22 +80,34 @@ impl Backlog {
     /// Some may be in the database that nobody offered.
     pub(super) fn look_again(&mut self) {
         self.more = true;
+        self.cursor = None;
     }
 
-    /// Asked for once, when a quarter of its room is left.
-    pub(super) fn wants_refill(&mut self, full: bool) -> bool {
+    /// Refills begin at the beginning again.
+    pub(super) fn rewind(&mut self) {
+        self.cursor = None;
+    }
+
+    /// The last one that was popped did not go.
+    pub(super) fn put_back(&mut self, due: Due) {
+        self.waiting.push_front(due);
+    }
+
+    /// Asked for once, when little is left: where it goes on from.
+    pub(super) fn wants_refill(&mut self, full: bool) -> Option<Option<DueCursor>> {
         let wants = self.more && !self.refilling && self.waiting.len() < self.room(full) / 4;
         if wants {
             self.refilling = true;
             self.more = false;
         }
-        wants
+        wants.then_some(self.cursor)
     }
 
-    /// A refill came; `more`: there is still more in the database.
-    pub(super) fn refilled(&mut self, more: bool) {
+    /// A refill came; `more`: there is still more in the database, behind `cursor`.
+    pub(super) fn refilled(&mut self, more: bool, cursor: Option<DueCursor>) {
         self.refilling = false;
         self.more = self.more || more;
+        self.cursor = cursor.filter(|_| self.more);
     }
 
     /// The question was withdrawn, and is put again.
@@ -107,6 +121,7 @@ impl Backlog {
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Due> {
         self.more = false;
         self.refilling = false;
+        self.cursor = None;
         std::mem::take(&mut self.waiting).into_iter()
     }
 }

@@ -5,13 +5,16 @@
 //!
 //! Each tenant with something to send gets one delivery in turn, and within it each receiver that may be called now. A
 //! receiver at its cap, on hold, or without anything to send stands in no ring and costs nothing. Receivers that have
-//! not answered well yet share three quarters of the places, so that they cannot take the last ones from those that do.
+//! not answered well yet share three quarters of the places, so that they cannot take the last ones from those that do,
+//! and have one turn of four.
 //! Replays share half of the places and a quarter of a receiver's window, and go where nothing live may.
 //!
 //! Invariants: no receiver has more in flight than its cap; of one order key at most one is in flight, and it is the one
-//! that was published first (or, of what is replayed, the one that was queued first); whoever has work and may be called is reached within one round.
+//! that was published first (or, of what is replayed, the one that was queued first); whoever has work and may be called is reached within four rounds.
 
 mod backlog;
+mod ring;
+mod suspects;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -22,12 +25,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::Due;
+use super::{Due, DueCursor};
 use crate::ids::{DeliveryId, TenantId};
-pub use backlog::Kind;
-pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
 use backlog::FLOOR;
+pub use backlog::Kind;
+use ring::Ring;
+use suspects::Suspects;
 use target::{HELD_MAX, Taken, Target};
+pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
 
 /// A moment: time since the dispatcher began.
 pub type Moment = Duration;
@@ -52,8 +57,8 @@ pub enum Offer {
 /// What the schedule would like to have from the database.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Wants {
-    /// Receivers that have room again and more in the database.
-    pub refills: Vec<BacklogRef>,
+    /// Receivers that have room again and more in the database, and where to go on from.
+    pub refills: Vec<(BacklogRef, Option<DueCursor>)>,
     /// So many for each of them.
     pub refill: usize,
     /// Order keys whose first deliveries have to be looked up.
@@ -66,7 +71,7 @@ pub struct Schedule {
     places: usize,
     held_max: usize,
     targets: HashMap<TargetRef, Target>,
-    tenants: HashMap<TenantId, VecDeque<Uuid>>,
+    tenants: HashMap<TenantId, Ring>,
     ring: VecDeque<TenantId>,
     timers: BinaryHeap<Reverse<(Moment, TargetRef)>>,
     /// Waiting or in flight: what must not be taken from the database a second time.
@@ -78,6 +83,8 @@ pub struct Schedule {
     ordered: HashSet<TargetRef>,
     /// Unproven receivers that found no place.
     parked: VecDeque<TargetRef>,
+    /// Receivers that failed, and wait for their turn.
+    suspects: Suspects,
     /// Receivers whose replays found no place.
     parked_replays: VecDeque<TargetRef>,
     wants: Wants,
@@ -103,6 +110,7 @@ impl Schedule {
             unproven_in_flight: 0,
             ordered: HashSet::new(),
             parked: VecDeque::new(),
+            suspects: Suspects::default(),
             parked_replays: VecDeque::new(),
             wants: Wants::default(),
             targets_max: TARGETS_MAX,
@@ -149,20 +157,23 @@ impl Schedule {
         self.ordered.retain(|at| self.targets.get_mut(at).is_some_and(Target::doubt));
     }
 
-    /// Adds what a refill brought; `more`: there is still more in the database.
+    /// Adds what a refill brought; `more`: there is still more in the database, behind the cursor.
     pub fn refill(
         &mut self,
         (at, kind): BacklogRef,
         rows: impl IntoIterator<Item = Due>,
-        more: bool,
+        (more, mut cursor): (bool, Option<DueCursor>),
         now: Moment,
     ) {
-        let mut left = more;
+        let mut left = false;
         for due in rows {
             left = self.add(due, now, true) == Offer::Left || left;
         }
+        if left {
+            cursor = None;
+        }
         if let Some(target) = self.targets.get_mut(&at) {
-            target.refilled(kind, left);
+            target.refilled(kind, more || left, cursor);
             self.list(at, now);
         }
     }
@@ -234,8 +245,8 @@ impl Schedule {
         let full = self.is_full();
         let Some(target) = self.targets.get_mut(&at) else { return };
         for kind in Kind::BOTH {
-            if target.wants_refill(kind, full) {
-                self.wants.refills.push((at, kind));
+            if let Some(cursor) = target.wants_refill(kind, full) {
+                self.wants.refills.push(((at, kind), cursor));
             }
         }
         if target.listed {
@@ -248,7 +259,7 @@ impl Schedule {
                 if ring.is_empty() {
                     self.ring.push_back(at.0);
                 }
-                ring.push_back(at.1);
+                ring.push(at.1, target.proven);
             }
             Some(when) if target.timer_at.is_none_or(|set| when < set) => {
                 target.timer_at = Some(when);
@@ -260,11 +271,19 @@ impl Schedule {
 
     /// When something may be ready that is not now.
     pub fn next_timer(&self) -> Option<Moment> {
-        self.timers.peek().map(|Reverse((when, _))| *when)
+        let timer = self.timers.peek().map(|Reverse((when, _))| *when);
+        timer.into_iter().chain(self.suspects.next_at()).min()
     }
 
     /// Lists what became ready by the passing of time.
     fn tick(&mut self, now: Moment) {
+        for at in self.suspects.due(now) {
+            if let Some(target) = self.targets.get_mut(&at) {
+                target.listed = false;
+                target.may_try = true;
+            }
+            self.list(at, now);
+        }
         while let Some(Reverse((when, at))) = self.timers.peek().copied() {
             if when > now {
                 return;
@@ -277,7 +296,17 @@ impl Schedule {
         }
     }
 
-    /// The next one to send; it counts as in flight from now on. `rate` is asked before a receiver is called, and says
+    /// Refills begin at the beginning again: what became visible late may be behind the place where they stand.
+    pub fn rewind(&mut self) {
+        self.targets.values_mut().for_each(Target::rewind);
+    }
+
+    /// Has a tenant something to send that is none of these?
+    pub fn has_others(&self, than: &HashSet<TenantId>) -> bool {
+        self.ring.iter().any(|tenant| !than.contains(tenant))
+    }
+
+    /// The next one to send; it counts as in flight from now on, and may fly when [`Self::fly`] says so. `rate` is asked before a receiver is called, and says
     /// how long it has to wait, if it has to.
     pub fn take(&mut self, now: Moment, mut rate: impl FnMut(TargetRef) -> Option<Duration>) -> Option<Due> {
         self.tick(now);
@@ -286,7 +315,7 @@ impl Schedule {
             let tenant_id = self.ring.pop_front()?;
             let target_id = match self.tenants.get_mut(&tenant_id) {
                 Some(ring) => {
-                    let first = ring.pop_front();
+                    let first = ring.pop();
                     if ring.is_empty() {
                         self.tenants.remove(&tenant_id);
                     } else {
@@ -307,6 +336,13 @@ impl Schedule {
             if target.ready_at(now).is_none_or(|when| when > now) {
                 self.list(at, now);
                 continue;
+            }
+            if target.is_suspect() && !target.may_try {
+                target.may_try = self.suspects.goes(at, now);
+                target.listed = !target.may_try;
+                if target.listed {
+                    continue;
+                }
             }
             if !target.proven && unproven_full {
                 target.listed = true;
@@ -342,18 +378,52 @@ impl Schedule {
         self.targets.get(&target).and_then(Target::open_until)
     }
 
-    /// It is no longer in flight, and its row tells what is next.
-    pub fn landed(&mut self, due: &Due, landing: Landing, now: Moment) {
+    /// May one that was taken and is loaded go on the wire now? It counts as flying from then on.
+    pub fn fly(&mut self, at: TargetRef, now: Moment) -> bool {
+        let Some(target) = self.targets.get_mut(&at).filter(|target| target.may_fly(now)) else {
+            return false;
+        };
+        target.fly();
+        true
+    }
+
+    /// One that was taken could not be loaded; [`Self::answered`] follows.
+    pub fn fly_unasked(&mut self, at: TargetRef) {
+        if let Some(target) = self.targets.get_mut(&at) {
+            target.fly();
+        }
+    }
+
+    /// One that was taken does not go after all: it waits again, before the others. Of several the last comes first.
+    pub fn put_back(&mut self, due: &Due, now: Moment) {
         let at = (due.tenant, due.target);
-        self.known.remove(&due.id);
+        let unproven = self.targets.get_mut(&at).is_some_and(|target| target.put_back(due));
+        self.lands(due, unproven, now);
+        self.list(at, now);
+    }
+
+    /// The receiver answered, or was not called. What it is about to be told next depends on how it did.
+    pub fn answered(&mut self, due: &Due, answer: (LandingAnswer, Duration), now: Moment) {
+        let at = (due.tenant, due.target);
+        let unproven = self.targets.get_mut(&at).is_some_and(|target| target.answered(due, answer, now));
+        self.lands(due, unproven, now);
+        self.list(at, now);
+    }
+
+    fn lands(&mut self, due: &Due, unproven: bool, now: Moment) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.replays_in_flight = self.replays_in_flight.saturating_sub(usize::from(due.replay));
+        self.unproven_in_flight = self.unproven_in_flight.saturating_sub(usize::from(unproven));
         self.unpark_replays(now);
+        self.unpark(now);
+    }
+
+    /// What came of it is on record, and its row tells what is next. Follows [`Self::answered`].
+    pub fn recorded(&mut self, due: &Due, landing: Landing, now: Moment) {
+        let at = (due.tenant, due.target);
+        self.known.remove(&due.id);
         let Some(target) = self.targets.get_mut(&at) else { return };
-        let back = target.land(due, landing, now);
-        if back.unproven {
-            self.unproven_in_flight = self.unproven_in_flight.saturating_sub(1);
-        }
+        let back = target.recorded(due, landing, now);
         if let Some(id) = back.kept {
             // The head of a key that waits for its next try stays in memory: it blocks the key.
             self.known.insert(id);
@@ -371,7 +441,6 @@ impl Schedule {
         } else {
             self.list(at, now);
         }
-        self.unpark(now);
         if self.targets.len() > self.targets_max {
             self.targets.retain(|_, target| !target.is_idle());
             self.targets_max = (self.targets.len() * 2).max(TARGETS_MAX);
@@ -416,6 +485,7 @@ impl Schedule {
         self.ring.clear();
         self.timers.clear();
         self.parked.clear();
+        self.suspects = Suspects::default();
         self.parked_replays.clear();
         self.wants = Wants::default();
         let all: Vec<TargetRef> = self.targets.keys().copied().collect();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Moment;
 use super::backlog::{Backlog, Kind};
-use crate::deliveries::Due;
+use crate::deliveries::{Due, DueCursor};
 use crate::ids::DeliveryId;
 
 /// Deliveries of one receiver that are held in memory; the rest waits in the database.
@@ -25,19 +25,23 @@ const BREAKER_FIRST: Duration = Duration::from_secs(1);
 const BREAKER_MAX: Duration = Duration::from_mins(1);
 /// However long a receiver wishes to be left alone, after this time it gets a probe.
 const HOLD_MAX: Duration = Duration::from_mins(1);
+/// Who answers within this time has some loaded ahead.
+const QUICK: Duration = Duration::from_millis(50);
 
 /// What holds for a receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// In flight at most.
+    /// On the wire at most.
     pub cap: usize,
+    /// So many more may be loaded ahead while the receiver answers well and soon, so that one goes the moment another has landed.
+    pub ahead: usize,
     /// Nothing is sent.
     pub paused: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { cap: 32, paused: false }
+        Self { cap: 32, ahead: 0, paused: false }
     }
 }
 
@@ -108,7 +112,10 @@ pub(super) struct Target {
     /// Lines whose first delivery waits for its next try.
     late_keys: Vec<(Moment, Line)>,
     window: usize,
-    in_flight: usize,
+    /// Taken, and not on the wire yet.
+    aboard: usize,
+    /// On the wire.
+    flying: usize,
     replays_in_flight: usize,
     unproven_in_flight: usize,
     hold_until: Moment,
@@ -122,6 +129,10 @@ pub(super) struct Target {
     pub(super) replays_parked: bool,
     /// It has answered well, and not badly since.
     pub(super) proven: bool,
+    /// It failed, and it is its turn to be tried again.
+    pub(super) may_try: bool,
+    /// It answered within moments, and what is loaded ahead for it does not wait long.
+    quick: bool,
 }
 
 impl Default for Target {
@@ -136,7 +147,8 @@ impl Default for Target {
             ready_replays: VecDeque::new(),
             late_keys: Vec::new(),
             window: WINDOW_FIRST,
-            in_flight: 0,
+            aboard: 0,
+            flying: 0,
             replays_in_flight: 0,
             unproven_in_flight: 0,
             hold_until: Moment::ZERO,
@@ -146,6 +158,8 @@ impl Default for Target {
             listed: false,
             replays_parked: false,
             proven: false,
+            may_try: false,
+            quick: false,
         }
     }
 }
@@ -158,7 +172,6 @@ pub(super) struct Taken {
 
 /// What a landing leaves behind.
 pub(super) struct Back {
-    pub(super) unproven: bool,
     pub(super) kept: Option<DeliveryId>,
     pub(super) dropped: Vec<DeliveryId>,
 }
@@ -173,6 +186,7 @@ impl Target {
         self.policy = policy;
     }
 
+    /// On the wire at most, for now.
     fn limit(&self) -> usize {
         if self.policy.paused {
             0
@@ -183,9 +197,27 @@ impl Target {
         }
     }
 
+    /// May one of those aboard go on the wire?
+    pub(super) fn may_fly(&self, now: Moment) -> bool {
+        self.aboard > 0 && self.flying < self.limit() && now >= self.hold_until
+    }
+
+    /// One of those aboard goes.
+    pub(super) fn fly(&mut self) {
+        self.aboard = self.aboard.saturating_sub(1);
+        self.flying += 1;
+    }
+
+    /// It has failed since it answered well for the last time.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.failures > 0
+    }
+
     /// When one of its deliveries may go; `None`: only a landing or an arrival can change that.
     pub(super) fn ready_at(&mut self, now: Moment) -> Option<Moment> {
-        if self.in_flight >= self.limit() {
+        let limit = self.limit();
+        let ahead = if self.proven && self.quick && limit > 0 { self.policy.ahead } else { 0 };
+        if self.aboard + self.flying >= limit + ahead {
             return None;
         }
         self.wake_keys(now);
@@ -204,9 +236,10 @@ impl Target {
         !self.replays.is_empty() || !self.ready_replays.is_empty()
     }
 
-    /// A quarter of the window is for replays.
+    /// A quarter of the window is for replays, and none is loaded ahead: it might be cancelled.
     fn replays_may(&self) -> bool {
-        self.replays_in_flight < (self.limit() / 4).max(1)
+        let limit = self.limit();
+        self.replays_in_flight < (limit / 4).max(1) && self.aboard + self.flying < limit
     }
 
     fn wake_keys(&mut self, now: Moment) {
@@ -239,12 +272,19 @@ impl Target {
         self.backlog(Kind::of(&due)).offer(due, full, refill)
     }
 
-    /// A refill came; `more`: there is still more in the database.
-    pub(super) fn refilled(&mut self, kind: Kind, more: bool) {
-        self.backlog(kind).refilled(more);
+    /// A refill came; `more`: there is still more in the database, behind `cursor`.
+    pub(super) fn refilled(&mut self, kind: Kind, more: bool, cursor: Option<DueCursor>) {
+        self.backlog(kind).refilled(more, cursor);
     }
 
-    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> bool {
+    /// Refills begin at the beginning again.
+    pub(super) fn rewind(&mut self) {
+        self.live.rewind();
+        self.replays.rewind();
+    }
+
+    /// Asked for once; where it goes on from.
+    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> Option<Option<DueCursor>> {
         self.backlog(kind).wants_refill(full)
     }
 
@@ -332,7 +372,8 @@ impl Target {
     pub(super) fn take(&mut self, now: Moment) -> Option<Taken> {
         self.wake_keys(now);
         let due = self.take_next()?;
-        self.in_flight += 1;
+        self.may_try = false;
+        self.aboard += 1;
         self.replays_in_flight += usize::from(due.replay);
         let unproven = !self.proven;
         self.unproven_in_flight += usize::from(unproven);
@@ -370,14 +411,51 @@ impl Target {
         }
     }
 
-    pub(super) fn land(&mut self, due: &Due, landing: Landing, now: Moment) -> Back {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    /// It is not in flight any more. `true`: it had set off unproven.
+    fn leave(&mut self, due: &Due) -> bool {
         self.replays_in_flight = self.replays_in_flight.saturating_sub(usize::from(due.replay));
         // Which of those in flight set off unproven is not remembered one by one: the count is what matters.
         let unproven = self.unproven_in_flight > 0;
         self.unproven_in_flight = self.unproven_in_flight.saturating_sub(1);
-        self.judge(landing.answer, now);
-        let mut back = Back { unproven, kept: None, dropped: Vec::new() };
+        unproven
+    }
+
+    /// It was loaded, and does not go after all: it waits again, before all others. `true`: it had set off unproven.
+    pub(super) fn put_back(&mut self, due: &Due) -> bool {
+        self.aboard = self.aboard.saturating_sub(1);
+        self.quick = false;
+        let kind = Kind::of(due);
+        match due.order {
+            None => self.backlog(kind).put_back(*due),
+            Some(key) => {
+                self.busy.remove(&key);
+                self.keys.entry((key, kind)).or_default().waiting.push_front((*due, Moment::ZERO));
+                Kind::BOTH.into_iter().for_each(|kind| self.settle((key, kind)));
+            }
+        }
+        self.leave(due)
+    }
+
+    /// The receiver answered, or was not called. `true`: it had set off unproven.
+    pub(super) fn answered(
+        &mut self,
+        due: &Due,
+        (answer, took): (LandingAnswer, Duration),
+        now: Moment,
+    ) -> bool {
+        self.flying = self.flying.saturating_sub(1);
+        self.quick = answer == LandingAnswer::Well && took < QUICK;
+        self.judge(answer, now);
+        self.leave(due)
+    }
+
+    /// What came of it is on record.
+    pub(super) fn recorded(&mut self, due: &Due, landing: Landing, now: Moment) -> Back {
+        let mut back = Back { kept: None, dropped: Vec::new() };
+        if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
+            // It waits where refills have passed by.
+            self.backlog(Kind::of(due)).rewind();
+        }
         if due.order.is_some() {
             self.land_ordered(due, landing, now, &mut back);
         }
@@ -442,7 +520,10 @@ impl Target {
 
     /// Nothing to remember: no work, and no memory of a bad time.
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.live.is_idle() && self.replays.is_idle() && self.keys.is_empty()
+        self.aboard + self.flying == 0
+            && self.live.is_idle()
+            && self.replays.is_idle()
+            && self.keys.is_empty()
     }
 
     /// Worth remembering while there is no work: it answered well, or it has a bad time.
@@ -467,6 +548,7 @@ impl Target {
         self.replays_parked = false;
         self.timer_at = None;
         self.listed = false;
+        self.may_try = false;
         ids
     }
 }

@@ -23,6 +23,13 @@ const WELL: Landing = Landing { answer: LandingAnswer::Well, again_in: None };
 const BADLY: Landing = Landing { answer: LandingAnswer::Badly, again_in: None };
 const NOW: Moment = Moment::from_secs(1);
 
+/// It goes on the wire, the receiver answers, and that is recorded, all at once.
+fn land(schedule: &mut Schedule, due: &Due, landing: Landing, now: Moment) {
+    schedule.fly_unasked((due.tenant, due.target));
+    schedule.answered(due, (landing.answer, Duration::ZERO), now);
+    schedule.recorded(due, landing, now);
+}
+
 fn free(_: TargetRef) -> Option<Duration> {
     None
 }
@@ -50,7 +57,7 @@ fn what_is_known_is_not_taken_twice() {
     assert_eq!(schedule.offer(one, NOW), Offer::Known);
     let taken = schedule.take(NOW, free).expect("one");
     assert_eq!(schedule.offer(one, NOW), Offer::Known);
-    schedule.landed(&taken, WELL, NOW);
+    land(&mut schedule, &taken, WELL, NOW);
     assert_eq!(schedule.offer(one, NOW), Offer::Taken);
 }
 
@@ -64,12 +71,12 @@ fn the_window_opens_with_success_and_the_breaker_with_failures() {
     assert_eq!(flying.len(), 2, "an unknown receiver gets a few");
     while flying.len() < 32 {
         let done = flying.remove(0);
-        schedule.landed(&done, WELL, NOW);
+        land(&mut schedule, &done, WELL, NOW);
         flying.extend(std::iter::from_fn(|| schedule.take(NOW, free)));
     }
     assert_eq!(flying.len(), 32, "a good one gets its cap");
     for done in std::mem::take(&mut flying) {
-        schedule.landed(&done, BADLY, NOW);
+        land(&mut schedule, &done, BADLY, NOW);
     }
     assert_eq!(schedule.take(NOW, free), None, "the breaker is open");
     let later = NOW + Duration::from_millis(1100);
@@ -83,7 +90,7 @@ fn unproven_receivers_leave_places_to_the_others() {
     let good = due(1, 1);
     schedule.offer(good, NOW);
     let good = schedule.take(NOW, free).expect("the good one");
-    schedule.landed(&good, WELL, NOW);
+    land(&mut schedule, &good, WELL, NOW);
     for target in 100..200 {
         schedule.offer(due(2, target), NOW);
     }
@@ -112,12 +119,12 @@ fn what_was_left_in_the_database_is_not_overtaken() {
     while order.len() < all.len() {
         let next = schedule.take(NOW, free).expect("there is always one");
         order.push(next.id);
-        schedule.landed(&next, WELL, NOW);
+        land(&mut schedule, &next, WELL, NOW);
         // One that comes now, and stays behind all that are left.
         schedule.offer(due(1, 1), NOW);
-        for at in schedule.wants().refills {
+        for (at, _) in schedule.wants().refills {
             let waiting = all.iter().filter(|due| !order.contains(&due.id)).take(600).copied();
-            schedule.refill(at, waiting.collect::<Vec<_>>(), true, NOW);
+            schedule.refill(at, waiting.collect::<Vec<_>>(), (true, None), NOW);
         }
     }
     assert!(order.iter().eq(all.iter().map(|due| &due.id)), "first come, first served");
@@ -129,7 +136,7 @@ fn what_hangs_fills_its_share_of_the_memory_only() {
     let good = due(1, 1);
     schedule.offer(good, NOW);
     let good = schedule.take(NOW, free).expect("the good one");
-    schedule.landed(&good, WELL, NOW);
+    land(&mut schedule, &good, WELL, NOW);
     for target in 100..200 {
         (0..50).for_each(|_| assert_ne!(schedule.offer(due(1, target), NOW), Offer::Known));
     }
@@ -141,7 +148,7 @@ fn what_hangs_fills_its_share_of_the_memory_only() {
         assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken, "a good one is not kept out");
         let taken = schedule.take(NOW, free).expect("it goes at once");
         assert_eq!(taken.target, good.target);
-        schedule.landed(&taken, WELL, NOW);
+        land(&mut schedule, &taken, WELL, NOW);
     }
     assert!(schedule.held() < 1000 + 100 * 16);
 }
@@ -160,7 +167,7 @@ fn replays_of_many_receivers_leave_places_to_what_is_live() {
     for target in 100..200 {
         schedule.offer(due(1, target), NOW);
         let first = schedule.take(NOW, free).expect("one");
-        schedule.landed(&first, WELL, NOW);
+        land(&mut schedule, &first, WELL, NOW);
     }
     for target in 100..200 {
         schedule.offer(Due { replay: true, ..due(1, target) }, NOW);
@@ -172,7 +179,7 @@ fn replays_of_many_receivers_leave_places_to_what_is_live() {
     let mut sent = 0;
     while let Some(done) = flying.pop() {
         sent += 1;
-        schedule.landed(&done, WELL, NOW);
+        land(&mut schedule, &done, WELL, NOW);
         flying.extend(std::iter::from_fn(|| schedule.take(NOW, free)));
     }
     assert_eq!(sent, 100, "all get their turn");
@@ -190,7 +197,8 @@ fn a_replay_that_waits_for_its_next_try_blocks_nothing_live_of_its_key() {
     schedule.offer(live, NOW);
     assert_eq!(schedule.wants().keys, [(at, (7, Kind::Replays))], "while it flies nobody asks for its key");
     assert_eq!(schedule.take(NOW, free), None, "one of a key at a time");
-    schedule.landed(
+    land(
+        &mut schedule,
         &flying,
         Landing { answer: LandingAnswer::Badly, again_in: Some(Duration::from_mins(1)) },
         NOW,
@@ -210,9 +218,9 @@ fn a_long_replay_leaves_no_live_delivery_in_the_database() {
     assert_eq!(schedule.take(NOW, free).map(|due| due.replay), Some(false));
     // Also while replays are refilled.
     let at = (TenantId::from_uuid(Uuid::from_u128(1)), Uuid::from_u128(1));
-    while schedule.wants().refills != [(at, Kind::Replays)] {
+    while schedule.wants().refills != [((at, Kind::Replays), None)] {
         let next = schedule.take(NOW, free).expect("one of them");
-        schedule.landed(&next, WELL, NOW);
+        land(&mut schedule, &next, WELL, NOW);
     }
     assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken);
 }
@@ -264,40 +272,60 @@ impl Model {
             self.ended.entry(at).or_default().push(due.position);
         }
         let answer = if again { LandingAnswer::Badly } else { LandingAnswer::Well };
-        schedule.landed(&due, Landing { answer, again_in }, now);
+        land(schedule, &due, Landing { answer, again_in }, now);
     }
 }
 
 proptest! {
     #[test]
-    fn caps_hold_and_nothing_is_lost(steps in proptest::collection::vec((0u8..3, 0u128..3, 0u128..4), 1..400)) {
+    fn caps_hold_and_nothing_is_lost(steps in proptest::collection::vec((0u8..5, 0u128..3, 0u128..4), 1..400)) {
         let mut schedule = Schedule::new(6, 10_000);
         for tenant in 0..3 {
             for target in 0..4 {
                 let at = (TenantId::from_uuid(Uuid::from_u128(tenant)), Uuid::from_u128(target));
-                schedule.set_policy(at, Policy { cap: 2, paused: false }, NOW);
+                schedule.set_policy(at, Policy { cap: 2, ahead: 3, paused: false }, NOW);
             }
         }
-        let mut flying: Vec<Due> = Vec::new();
+        let (mut aboard, mut flying): (VecDeque<Due>, Vec<Due>) = (VecDeque::new(), Vec::new());
         let (mut offered, mut sent) = (0usize, 0usize);
+        let board = |schedule: &mut Schedule, aboard: &mut VecDeque<Due>, flying: &mut Vec<Due>| {
+            aboard.retain(|due| {
+                let flies = schedule.fly((due.tenant, due.target), NOW);
+                flying.extend(flies.then_some(*due));
+                !flies
+            });
+        };
         for (step, tenant, target) in steps {
             match step {
                 0 => offered += usize::from(schedule.offer(due(tenant, target), NOW) == Offer::Taken),
-                1 => if let Some(due) = schedule.take(NOW, free) { sent += 1; flying.push(due); },
-                _ => if !flying.is_empty() { let done = flying.remove(0); schedule.landed(&done, WELL, NOW); },
+                1 => aboard.extend(schedule.take(NOW, free)),
+                2 => board(&mut schedule, &mut aboard, &mut flying),
+                3 => if let Some(due) = aboard.pop_back() { schedule.put_back(&due, NOW); },
+                _ => if !flying.is_empty() {
+                    let done = flying.remove(0);
+                    schedule.answered(&done, (LandingAnswer::Well, Duration::ZERO), NOW);
+                    schedule.recorded(&done, WELL, NOW);
+                    sent += 1;
+                },
             }
             let mut counts: HashMap<TargetRef, usize> = HashMap::new();
             for due in &flying {
                 *counts.entry((due.tenant, due.target)).or_default() += 1;
             }
-            prop_assert!(counts.values().all(|count| *count <= 2) && flying.len() <= 6);
-            prop_assert_eq!(schedule.in_flight(), flying.len());
+            prop_assert!(counts.values().all(|count| *count <= 2) && flying.len() + aboard.len() <= 6);
+            prop_assert_eq!(schedule.in_flight(), flying.len() + aboard.len());
         }
         loop {
-            while let Some(due) = schedule.take(NOW, free) { sent += 1; flying.push(due); }
+            aboard.extend(std::iter::from_fn(|| schedule.take(NOW, free)));
+            board(&mut schedule, &mut aboard, &mut flying);
             if flying.is_empty() { break; }
-            for due in std::mem::take(&mut flying) { schedule.landed(&due, WELL, NOW); }
+            for due in std::mem::take(&mut flying) {
+                schedule.answered(&due, (LandingAnswer::Well, Duration::ZERO), NOW);
+                schedule.recorded(&due, WELL, NOW);
+                sent += 1;
+            }
         }
+        prop_assert!(aboard.is_empty());
         prop_assert_eq!(sent, offered);
         prop_assert_eq!(schedule.held(), 0);
     }

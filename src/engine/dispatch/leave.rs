@@ -22,6 +22,7 @@ impl Dispatcher {
             tracing::warn!(%error, "cannot tell that this node takes no lane any more");
         }
         self.leaving = self.lanes.clone();
+        self.ground(|_| true);
         loop {
             while let Ok(news) = heard.try_recv() {
                 self.hear_last(news);
@@ -40,17 +41,31 @@ impl Dispatcher {
         if let Some(learned) = self.health.take() {
             learned.write(shared.clone()).await;
         }
+        // What was loaded and did not fly is not to be taken for lost in the air.
+        if let Err(error) = nodes::store::land_all(&shared.db, &shared.node).await {
+            tracing::warn!(%error, "cannot say that nothing is in the air any more");
+        }
         // Also those that a look-up took while the news of it was not heard any more.
         self.give_away((0..nodes::LANES).collect()).await;
     }
 
     fn hear_last(&mut self, news: News) {
-        let News::Landed { due, endpoint, landed, .. } = news else { return };
-        if let Some(endpoint) = endpoint {
-            self.health.note(&due, endpoint, &landed, None);
-        }
-        if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
-            *count = count.saturating_sub(1);
+        match news {
+            News::Landed { due, endpoint, landed, .. } => {
+                if let Some(endpoint) = endpoint {
+                    self.health.note(&due, endpoint, &landed, None);
+                }
+                self.left_lane(due.lane);
+            }
+            // They stay where they are: nothing sets off any more.
+            News::Loaded { loaded, missing, .. } => {
+                loaded
+                    .iter()
+                    .map(|loaded| &loaded.due)
+                    .chain(&missing)
+                    .for_each(|due| self.left_lane(due.lane));
+            }
+            News::Answered { .. } | News::Looked(_) => {}
         }
     }
 

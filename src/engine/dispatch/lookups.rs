@@ -1,7 +1,7 @@
 //! What the dispatcher asks the database: what became due, what more there is for a receiver, the heads of order keys,
 //! and now and then whether a lane has no owner.
 //!
-//! A sweep goes on from where the last one stood (less an overlap, for commits that come late), so that a receiver with
+//! A sweep goes on from where the last one stood (once a second a little before, for commits that come late), so that a receiver with
 //! a million waiting deliveries is walked over once, and not once a second. Once a minute a sweep starts from the
 //! beginning, as the net under the net.
 
@@ -11,24 +11,24 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tokio::time::Instant;
 
-use super::{Dispatcher, News, transmit};
+use super::{Dispatcher, News, POLL, transmit};
 use crate::clock;
 use crate::db::StoreError;
 use crate::deliveries::scheduling::{BacklogRef, KeyRef, Moment, TargetRef, Wants};
-use crate::deliveries::store::{self, DueCursor, KeyRows};
-use crate::deliveries::{Due, lane_of};
+use crate::deliveries::store::{self, DuePage, KeyRows};
+use crate::deliveries::{Due, DueCursor, lane_of};
 use crate::endpoints::health_store::{self, Health};
 use crate::engine::jittered;
 use crate::nodes::{self, store::Holding};
 use crate::shared::Shared;
 
-const POLL: Duration = Duration::from_secs(1);
 const FULL_SWEEP: Duration = Duration::from_mins(1);
 /// Deleted endpoints are kept in memory for so long, many times longer than it takes to see that they are.
 const DELETED_KEPT: TimeDelta = TimeDelta::hours(1);
-const PAGE: i64 = 2000;
-/// Commits may become visible so much later than the time that stands in their rows.
-const OVERLAP: Duration = Duration::from_secs(5);
+const PAGE: usize = 2000;
+/// Commits may become visible so much later than the time that stands in their rows: once a second a sweep looks back so
+/// far, and those in between go on where the last one ended.
+const LATE: Duration = Duration::from_secs(2);
 /// Retries that are due in one breath are found by one sweep.
 pub(super) const GAP: Duration = Duration::from_millis(5);
 
@@ -36,7 +36,7 @@ pub(super) const GAP: Duration = Duration::from_millis(5);
 pub(super) struct Looked {
     /// `None`: there was no sweep.
     sweep: Option<Sweep>,
-    refills: Vec<Refill>,
+    refills: Vec<((BacklogRef, Option<DueCursor>), DuePage)>,
     keys: Vec<KeyRows>,
     asked_keys: Vec<KeyRef>,
     /// What this node holds now, if that was asked.
@@ -45,17 +45,9 @@ pub(super) struct Looked {
     known: Vec<Health>,
 }
 
-/// More of what waits for a receiver.
-struct Refill {
-    at: BacklogRef,
-    rows: Vec<Due>,
-    /// There may be still more.
-    more: bool,
-}
-
 /// A page of what became due.
 pub(super) struct Sweep {
-    page: Vec<(Due, DueCursor)>,
+    page: DuePage,
     next_due: Option<Duration>,
 }
 
@@ -82,11 +74,15 @@ impl Dispatcher {
         }
         if sweep && now >= self.full_sweep_at {
             self.full_sweep_at = now + FULL_SWEEP;
-            self.cursor = None;
+            self.sweep_all();
             self.shared.endpoints.forget_deleted(clock::now() - DELETED_KEPT);
         }
         let (shared, news) = (self.shared.clone(), self.news.clone());
         let lanes = lanes.then(|| self.leavable());
+        if sweep && self.sweep_ended && now >= self.look_back_at {
+            self.look_back_at = now + POLL;
+            self.cursor = self.settled;
+        }
         let from = if sweep { From::Cursor(self.cursor) } else { From::Nowhere };
         self.tasks.spawn(async move {
             let result = look(&shared, lanes, from, wants).await;
@@ -103,14 +99,14 @@ impl Dispatcher {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for due deliveries");
-                self.schedule.keep_lanes(|_| false, now);
-                self.cursor = None;
+                self.keep_lanes(|_| false);
+                self.sweep_all();
                 self.look_at = Instant::now() + jittered(POLL);
                 return;
             }
         };
         if let Some(holding) = looked.holding {
-            self.hold(holding, &looked.known, now);
+            self.hold(holding, &looked.known);
             self.read_endpoints();
         }
         if let Some(sweep) = looked.sweep {
@@ -119,10 +115,11 @@ impl Dispatcher {
         let landed = std::mem::take(&mut self.landed_meanwhile);
         // Of a lane that was lost meanwhile nothing is taken in.
         let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
-        let refills: Vec<_> = looked.refills.into_iter().filter(|refill| keeps(refill.at.0)).collect();
+        let refills: Vec<_> = looked.refills.into_iter().filter(|((at, _), _)| keeps(at.0)).collect();
         let asked_keys: Vec<_> = looked.asked_keys.into_iter().filter(|(at, _)| keeps(*at)).collect();
-        for Refill { at, rows, more } in refills {
-            self.schedule.refill(at, rows.into_iter().filter(|due| !landed.contains(&due.id)), more, now);
+        for ((at, from), page) in refills {
+            let rows = page.due.into_iter().filter(|due| !landed.contains(&due.id));
+            self.schedule.refill(at, rows, (page.more, page.settled.or(from)), now);
         }
         self.landed_meanwhile = landed;
         for (at, line) in asked_keys {
@@ -145,7 +142,7 @@ impl Dispatcher {
     }
 
     /// Takes over new lanes, lets go of lost ones, and gives away what is more than its share.
-    fn hold(&mut self, holding: Holding, known: &[Health], now: Moment) {
+    fn hold(&mut self, holding: Holding, known: &[Health]) {
         let lanes: HashSet<i16> = holding.lanes.iter().map(|(lane, _)| *lane).collect();
         let mut spare: Vec<i16> = lanes.iter().copied().collect();
         spare.sort_unstable();
@@ -166,11 +163,11 @@ impl Dispatcher {
         self.leaving = leaving;
         let kept: HashSet<i16> = self.lanes.difference(&self.leaving).copied().collect();
         if !kept.is_subset(&kept_before) {
-            self.cursor = None;
+            self.sweep_all();
             self.health.load(known);
         }
         self.limit_anew(&before, &holding.lanes);
-        self.schedule.keep_lanes(|(tenant, target)| kept.contains(&lane_of(tenant, target)), now);
+        self.keep_lanes(|(tenant, target)| kept.contains(&lane_of(tenant, target)));
         self.shared.hand_off.set_lanes(kept.into_iter());
         if !self.leavable().is_empty() {
             self.look_at_once();
@@ -208,19 +205,24 @@ impl Dispatcher {
         self.leaving.iter().copied().filter(|lane| !self.is_in_flight(*lane)).collect()
     }
 
+    /// Sweeps from the beginning, and so do refills.
+    pub(super) fn sweep_all(&mut self) {
+        (self.cursor, self.settled) = (None, None);
+        self.schedule.rewind();
+    }
+
     fn take_page(&mut self, sweep: Sweep) {
         let Sweep { page, next_due } = sweep;
-        let whole = page.len() as i64 == PAGE;
-        let last = page.last().map(|(_, cursor)| *cursor);
+        self.cursor = page.last.or(self.cursor);
+        self.settled = page.settled.or(self.settled);
+        self.sweep_ended = !page.more;
         let landed = std::mem::take(&mut self.landed_meanwhile);
-        self.take_found(page.into_iter().map(|(due, _)| due).filter(|due| !landed.contains(&due.id)));
+        self.take_found(page.due.into_iter().filter(|due| !landed.contains(&due.id)));
         self.landed_meanwhile = landed;
-        if whole {
-            self.cursor = last;
+        if page.more {
             self.look_at = Instant::now();
             return;
         }
-        self.cursor = last.or(self.cursor).map(|(at, id)| (at - OVERLAP, id));
         let poll = jittered(POLL);
         self.look_at = Instant::now() + next_due.map_or(poll, |next| next.clamp(GAP, poll));
     }
@@ -250,13 +252,12 @@ async fn look(
     let sweep = match from {
         From::Nowhere => None,
         From::Cursor(cursor) => {
-            let page = store::due(&shared.db, shared.node_id(), cursor, PAGE).await?;
+            let page = store::due(&shared.db, shared.node_id(), cursor, (PAGE, LATE)).await?;
             Some(Sweep { page, next_due: store::next_due(&shared.db, shared.node_id()).await? })
         }
     };
-    let rows = store::due_of(&shared.db, &wants.refills, wants.refill).await?;
-    let refill = |(at, rows): (BacklogRef, Vec<Due>)| Refill { at, more: rows.len() >= wants.refill, rows };
-    let refills = wants.refills.into_iter().zip(rows).map(refill).collect();
+    let pages = store::due_of(&shared.db, &wants.refills, (wants.refill, LATE)).await?;
+    let refills = wants.refills.into_iter().zip(pages).collect();
     let keys = if wants.keys.is_empty() {
         Vec::new()
     } else {

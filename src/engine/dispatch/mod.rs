@@ -15,7 +15,7 @@ mod rates;
 pub mod transmit;
 mod way;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,39 +24,56 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::flight::Flight;
+use self::flight::{Boarded, Flight};
 use self::health::HealthBook;
 use self::lookups::Looked;
 use self::rates::{Rate, Rates};
 use self::transmit::Landed;
 use crate::db::StoreError;
+use crate::db::batch::{REST_MIN, rest_after};
 use crate::deliveries::hand_off::Created;
-use crate::deliveries::scheduling::{LandingAnswer, Moment, Policy, Schedule};
-use crate::deliveries::store::DueCursor;
-use crate::deliveries::{Due, lane_of};
+use crate::deliveries::scheduling::{Landing, LandingAnswer, Moment, Policy, Schedule, TargetRef};
+use crate::deliveries::store::Loaded;
+use crate::deliveries::{Due, DueCursor, lane_of};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
-use crate::ids::{DeliveryId, EndpointId, fresh_uuid};
+use crate::ids::{DeliveryId, EndpointId, TenantId, fresh_uuid};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
 /// Held in memory, about 250 bytes each.
 const HELD_MAX: usize = 50_000;
-const BATCH_MAX: usize = 256;
+/// Few enough that what comes meanwhile does not wait long for the loading of others.
+const BATCH_MAX: usize = 64;
 /// Batches that are being loaded at a time: while two are, the next one forms, so that a busy dispatcher asks the
 /// database seldom and an idle one at once.
 const LOADING_MAX: usize = 2;
+
+/// What is loaded and finds no place on the wire for so long is put back.
+const ABOARD_MAX: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_secs(1);
+/// Loaded ahead for a receiver that answers well and soon, and has no rate limit.
+const AHEAD: usize = 64;
 
 /// Other nodes may tell of due deliveries fifty times a second each; sweeps follow each other at this distance.
 const SWEEP_GAP: Duration = Duration::from_millis(25);
 
 /// What a flight or a look-up tells the dispatcher.
 enum News {
-    /// A delivery is not in flight any more.
+    /// A delivery is not in flight any more, and its row tells so.
     Landed { due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: Landed },
-    /// A batch is loaded and in the air.
-    Loaded,
+    /// A batch is loaded, but for those that were `missing`: they are not due here, or are again after this time.
+    Loaded { flight: Uuid, loaded: Vec<Loaded>, missing: Vec<Due>, again_in: Option<Duration> },
+    /// The receiver answered, or was not called; what came of it is being recorded.
+    Answered { due: Due, answer: (LandingAnswer, Duration) },
     /// A look-up is done.
     Looked(Result<Looked, StoreError>),
+}
+
+/// After a batch the next one forms for a while; where another tenant has something to send, for a shorter one.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    at_least: Instant,
+    until: Instant,
 }
 
 struct Dispatcher {
@@ -76,12 +93,23 @@ struct Dispatcher {
     /// Flights that need not be remembered in the database any more.
     landed_flights: Vec<Uuid>,
     loading: usize,
+    /// Loaded, and waiting for a place on the wire.
+    aboard: HashMap<TargetRef, VecDeque<Boarded>>,
+    ground_at: Instant,
+    rest: Rest,
+    /// The tenants of the last batch.
+    last_tenants: HashSet<TenantId>,
     looking: bool,
     look_at: Instant,
     swept_at: Option<Instant>,
     lanes_at: Instant,
     full_sweep_at: Instant,
+    /// Where the next page of a sweep begins.
     cursor: Option<DueCursor>,
+    /// Behind it nothing becomes visible any more.
+    settled: Option<DueCursor>,
+    sweep_ended: bool,
+    look_back_at: Instant,
     landed_meanwhile: HashSet<DeliveryId>,
     /// The lanes that are this node's.
     lanes: HashSet<i16>,
@@ -99,6 +127,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let mut dispatcher = Dispatcher::new(shared.clone(), stop.clone(), news);
     loop {
         dispatcher.take_off();
+        dispatcher.ground_late();
         dispatcher.look();
         let wake_at = dispatcher.wake_at();
         tokio::select! {
@@ -139,12 +168,19 @@ impl Dispatcher {
             flights: HashMap::new(),
             landed_flights: Vec::new(),
             loading: 0,
+            aboard: HashMap::new(),
+            ground_at: now,
+            rest: Rest { at_least: now, until: now },
+            last_tenants: HashSet::new(),
             looking: false,
             look_at: now,
             swept_at: None,
             lanes_at: now,
             full_sweep_at: now,
             cursor: None,
+            settled: None,
+            sweep_ended: true,
+            look_back_at: now,
             landed_meanwhile: HashSet::new(),
             lanes: HashSet::new(),
             called_at: HashMap::new(),
@@ -159,8 +195,11 @@ impl Dispatcher {
 
     fn wake_at(&self) -> Instant {
         let timer = self.schedule.next_timer().map(|moment| self.began + moment);
-        let look = if self.looking { self.look_at + Duration::from_hours(1) } else { self.look_at };
-        timer.map_or(look, |timer| timer.min(look))
+        let look = (!self.looking).then_some(self.look_at);
+        let ground = (!self.aboard.is_empty()).then_some(self.ground_at);
+        let rest = [self.rest.at_least, self.rest.until].into_iter().find(|until| *until > Instant::now());
+        let idle = Instant::now() + POLL;
+        [timer, look, ground, rest].into_iter().flatten().min().unwrap_or(idle)
     }
 
     /// Sweeps at once, but not more often than a busy node of many can stand.
@@ -211,58 +250,160 @@ impl Dispatcher {
         self.lanes.contains(&lane) && !self.leaving.contains(&lane)
     }
 
-    /// Starts what may go, in batches.
+    /// Loads what may go, in batches.
     fn take_off(&mut self) {
         let now = self.now();
         while self.loading < LOADING_MAX {
+            let (moment, rest) = (Instant::now(), self.rest);
+            if moment < rest.until
+                && (moment < rest.at_least || !self.schedule.has_others(&self.last_tenants))
+            {
+                return;
+            }
             let batch: Vec<Due> = std::iter::from_fn(|| self.schedule.take(now, |at| self.rates.check(at)))
                 .take(BATCH_MAX)
                 .collect();
             if batch.is_empty() {
                 return;
             }
+            self.last_tenants = batch.iter().map(|due| due.tenant).collect();
+            let rest = rest_after(batch.len(), BATCH_MAX);
+            self.rest = Rest { at_least: moment + rest.min(REST_MIN), until: moment + rest };
             for due in &batch {
                 *self.in_flight_of.entry(due.lane).or_default() += 1;
             }
             let id = fresh_uuid();
             self.flights.insert(id, batch.len());
             let landed = std::mem::take(&mut self.landed_flights);
-            let flight =
-                Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() };
             self.loading += 1;
-            self.tasks.spawn(flight.fly(batch, landed));
+            self.tasks.spawn(self.flight(id).load(batch, landed));
+        }
+    }
+
+    fn flight(&self, id: Uuid) -> Flight {
+        Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() }
+    }
+
+    /// Lets those that are loaded for a receiver fly, as many as may.
+    fn board(&mut self, at: TargetRef) {
+        let now = self.now();
+        let Some(waiting) = self.aboard.get_mut(&at) else { return };
+        let mut going = Vec::new();
+        while !waiting.is_empty() && self.schedule.fly(at, now) {
+            going.extend(waiting.pop_front());
+        }
+        if waiting.is_empty() {
+            self.aboard.remove(&at);
+        }
+        for Boarded { flight, loaded, .. } in going {
+            self.tasks.spawn(self.flight(flight).fly(loaded));
+        }
+    }
+
+    /// Puts back what is loaded for receivers and did not fly.
+    fn ground(&mut self, of: impl Fn(TargetRef) -> bool) {
+        let now = self.now();
+        let grounded: Vec<TargetRef> = self.aboard.keys().copied().filter(|at| of(*at)).collect();
+        for at in grounded {
+            for Boarded { flight, loaded, .. } in self.aboard.remove(&at).into_iter().flatten().rev() {
+                self.schedule.put_back(&loaded.due, now);
+                self.left_lane(loaded.due.lane);
+                self.forget(flight);
+            }
+        }
+    }
+
+    /// What waits too long for its place on the wire takes a place from others.
+    fn ground_late(&mut self) {
+        let now = Instant::now();
+        if now < self.ground_at || self.aboard.is_empty() {
+            return;
+        }
+        self.ground_at = now + ABOARD_MAX / 2;
+        let late: HashSet<TargetRef> = self
+            .aboard
+            .iter()
+            .filter(|(_, waiting)| waiting.front().is_some_and(|first| first.since + ABOARD_MAX < now))
+            .map(|(at, _)| *at)
+            .collect();
+        if !late.is_empty() {
+            self.ground(|at| late.contains(&at));
+        }
+    }
+
+    /// Forgets what waits in lanes that are not kept; it is in the database.
+    fn keep_lanes(&mut self, keep: impl Fn(TargetRef) -> bool) {
+        self.ground(|at| !keep(at));
+        let now = self.now();
+        self.schedule.keep_lanes(keep, now);
+    }
+
+    fn left_lane(&mut self, lane: i16) {
+        if let Some(count) = self.in_flight_of.get_mut(&lane) {
+            *count = count.saturating_sub(1);
         }
     }
 
     fn hear(&mut self, news: News) {
         match news {
             News::Looked(result) => self.looked(result),
-            News::Loaded => self.loading -= 1,
-            News::Landed { due, flight, endpoint, landed } => {
-                let (now, landing) = (self.now(), landed.landing);
-                self.schedule.landed(&due, landing, now);
-                if let Some(endpoint) = endpoint {
-                    let open_until = self.schedule.open_until((due.tenant, due.target));
-                    let open_for = open_until.map(|moment| moment.saturating_sub(now));
-                    self.health.note(&due, endpoint, &landed, open_for);
+            News::Loaded { flight, loaded, missing, again_in } => {
+                self.loading -= 1;
+                self.loaded(flight, loaded);
+                let answer = LandingAnswer::NotCalled;
+                for due in missing {
+                    let landed = Landed::not_called(Landing { answer, again_in });
+                    let at = (due.tenant, due.target);
+                    // It counts as one that flew and came back at once.
+                    self.schedule.fly_unasked(at);
+                    self.schedule.answered(&due, (answer, Duration::ZERO), self.began.elapsed());
+                    self.landed(due, flight, None, &landed);
                 }
-                if let Some(count) = self.in_flight_of.get_mut(&due.lane) {
-                    *count = count.saturating_sub(1);
-                }
-                if self.looking {
-                    self.landed_meanwhile.insert(due.id);
-                }
-                if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
-                    // It may be due for longer than a sweep looks back.
-                    self.cursor = None;
-                }
-                // An ordered one waits in memory; any other is found when its time comes.
-                if let (Some(wait), None) = (landing.again_in, due.order) {
-                    self.look_at = self.look_at.min(Instant::now() + wait.max(lookups::GAP));
-                }
-                self.forget(flight);
             }
+            News::Answered { due, answer } => {
+                let (at, now) = ((due.tenant, due.target), self.now());
+                self.schedule.answered(&due, answer, now);
+                if !matches!(answer.0, LandingAnswer::Well | LandingAnswer::NotCalled) {
+                    self.ground(|other| other == at);
+                }
+                self.board(at);
+            }
+            News::Landed { due, flight, endpoint, landed } => self.landed(due, flight, endpoint, &landed),
         }
+    }
+
+    fn loaded(&mut self, flight: Uuid, loaded: Vec<Loaded>) {
+        let mut of: HashSet<TargetRef> = HashSet::new();
+        let since = Instant::now();
+        for loaded in loaded {
+            let at = (loaded.due.tenant, loaded.due.target);
+            of.insert(at);
+            self.aboard.entry(at).or_default().push_back(Boarded { flight, loaded, since });
+        }
+        of.into_iter().for_each(|at| self.board(at));
+    }
+
+    fn landed(&mut self, due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: &Landed) {
+        let (now, landing) = (self.now(), landed.landing);
+        self.schedule.recorded(&due, landing, now);
+        if let Some(endpoint) = endpoint {
+            let open_until = self.schedule.open_until((due.tenant, due.target));
+            let open_for = open_until.map(|moment| moment.saturating_sub(now));
+            self.health.note(&due, endpoint, landed, open_for);
+        }
+        self.left_lane(due.lane);
+        if self.looking {
+            self.landed_meanwhile.insert(due.id);
+        }
+        if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
+            // It may be due for longer than a sweep looks back.
+            (self.cursor, self.settled) = (None, None);
+        }
+        // An ordered one waits in memory; any other is found when its time comes.
+        if let (Some(wait), None) = (landing.again_in, due.order) {
+            self.look_at = self.look_at.min(Instant::now() + wait.max(lookups::GAP));
+        }
+        self.forget(flight);
     }
 
     fn forget(&mut self, flight: Uuid) {
@@ -294,6 +435,7 @@ impl Dispatcher {
         let quiet = self.called_at.get(&lane_of(at.0, at.1)).map(Instant::elapsed);
         self.rates.set(at, rate.filter(|_| !endpoint.deleted), quiet);
         let policy = Policy {
+            ahead: if rate.is_some() { 0 } else { AHEAD },
             cap: if settings.ordering == DeliveryOrder::Strict { 1 } else { settings.max_in_flight as usize },
             paused: settings.status == EndpointStatus::Paused && !endpoint.deleted,
         };

@@ -29,34 +29,67 @@ use crate::target::parse_target;
 /// When a delivery that must not go now is looked at again.
 const LATER: Duration = Duration::from_secs(1);
 
-/// Sends a delivery once and records it. Tells how the receiver did, and after how long the next try is due.
-pub async fn transmit(shared: &Shared, stop: &Stop, loaded: Loaded) -> Landed {
-    let not_called = Landing { answer: LandingAnswer::NotCalled, again_in: None };
-    let Attempt { record, did, gone } = match Way::to(shared, &loaded).await {
-        Route::Way(way) => attempt(shared, stop, &loaded, &way).await,
-        Route::Ended(reason) => ended(&loaded, reason),
-        Route::Later => {
-            let later = Landing { again_in: Some(LATER), ..not_called };
-            return Landed::not_called(later);
+/// What became of a try, before it is on record.
+#[derive(Debug)]
+pub enum Tried {
+    /// It was made, or ended unmade.
+    Made(Box<Made>),
+    /// It must not go now.
+    Later,
+}
+
+/// A try that is over.
+#[derive(Debug)]
+pub struct Made {
+    record: Record,
+    did: LandingAnswer,
+    gone: bool,
+    is_news: bool,
+}
+
+impl Tried {
+    /// How the receiver did, and how long it took.
+    pub fn answer(&self) -> (LandingAnswer, Duration) {
+        match self {
+            Self::Made(made) => (made.did, made.record.duration),
+            Self::Later => (LandingAnswer::NotCalled, Duration::ZERO),
         }
+    }
+}
+
+/// Sends a delivery once. Tells how the receiver did; [`record`] is to be called with it.
+pub async fn send(shared: &Shared, stop: &Stop, loaded: &Loaded) -> Tried {
+    let Attempt { record, did, gone } = match Way::to(shared, loaded).await {
+        Route::Way(way) => attempt(shared, stop, loaded, &way).await,
+        Route::Ended(reason) => ended(loaded, reason),
+        Route::Later => return Tried::Later,
     };
-    let is_news = is_news(&loaded.event_type);
-    let (delivery, number, duration) = (loaded.due.id, record.number, record.duration);
+    tracing::debug!(
+        delivery.id = %loaded.due.id, event.id = %loaded.event, attempt = record.number, verdict = record.verdict,
+        status = record.status_code, error = record.error_code.as_deref(), duration_ms = record.duration.as_millis() as u64,
+        "delivery {} tried", loaded.due.id
+    );
+    Tried::Made(Box::new(Made { record, did, gone, is_news: is_news(&loaded.event_type) }))
+}
+
+/// Writes a try down. Tells after how long the next one is due.
+pub async fn record(shared: &Shared, due: Due, tried: Tried) -> Landed {
+    let not_called = Landing { answer: LandingAnswer::NotCalled, again_in: None };
+    let Tried::Made(made) = tried else {
+        return Landed::not_called(Landing { again_in: Some(LATER), ..not_called });
+    };
+    let Made { record, did, gone, is_news } = *made;
+    let (number, duration) = (record.number, record.duration);
     let exhausted = record.verdict == Verdict::Failed.code() && did != LandingAnswer::NotCalled;
     let landing = Landing { answer: did, again_in: record.wait };
-    tracing::debug!(
-        delivery.id = %delivery, event.id = %loaded.event, attempt = number, verdict = record.verdict,
-        status = record.status_code, error = record.error_code.as_deref(), duration_ms = duration.as_millis() as u64,
-        "delivery {delivery} tried"
-    );
     match shared.record.submit_patiently(record).await {
         Ok(true) => return Landed { landing, duration, gone, exhausted, is_news },
         Ok(false) => tracing::warn!(
-            delivery.id = %delivery, attempt = number,
-            "delivery {delivery} belongs to another node now; this try is not recorded"
+            delivery.id = %due.id, attempt = number,
+            "delivery {} belongs to another node now; this try is not recorded", due.id
         ),
         Err(error) => {
-            tracing::error!(delivery.id = %delivery, %error, "the try of a delivery cannot be recorded");
+            tracing::error!(delivery.id = %due.id, %error, "the try of a delivery cannot be recorded");
         }
     }
     Landed { landing: not_called, duration, gone, exhausted: false, is_news }
