@@ -200,6 +200,9 @@ pub async fn trigger(request: HttpRequest, shared: web::Data<Shared>) -> Result<
         return idempotency::find(&shared, caller.tenant, &held).await?.ok_or(ApiError::KeyRunning);
     };
     shared.wakeups.jobs.notify_one();
+    if job.is_held() {
+        shared.wakeups.held.notify_one();
+    }
     Ok(HttpResponse::Accepted()
         .insert_header((LOCATION, job_location(&job)))
         .insert_header((RETRY_AFTER, "1"))
