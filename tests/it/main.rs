@@ -31,6 +31,7 @@ mod queues;
 mod races;
 mod replays;
 mod retention;
+mod schedule_lists;
 mod schedules;
 mod spec;
 mod sql;

@@ -19,27 +19,27 @@ use crate::harness::{Answer, Client, Receiver, Reply, Ringback, eventually};
 
 const EVERY_SECOND: &str = "* * * * * *";
 /// Some day, but not while the tests run.
-const RARELY: &str = "0 0 29 2 *";
+pub(crate) const RARELY: &str = "0 0 29 2 *";
 
-async fn created(ring: &Client, schedule: Value) -> Value {
+pub(crate) async fn created(ring: &Client, schedule: Value) -> Value {
     ring.post("/v1/schedules", schedule).await.expect(201).json()
 }
 
-fn path(schedule: &Value) -> String {
+pub(crate) fn path(schedule: &Value) -> String {
     format!("/v1/schedules/{}", string(&schedule["id"]))
 }
 
-async fn shown(ring: &Client, path: &str) -> Value {
+pub(crate) async fn shown(ring: &Client, path: &str) -> Value {
     ring.get(path).await.expect(200).json()
 }
 
-async fn patch(ring: &Client, path: &str, patch: Value) -> Answer {
+pub(crate) async fn patch(ring: &Client, path: &str, patch: Value) -> Answer {
     let call = ring.call(Method::PATCH, path).header("content-type", "application/merge-patch+json");
     call.body(patch.to_string()).send().await
 }
 
 /// A job for workers of this kind, of which there are none: it waits.
-fn waiting(kind: &str) -> Value {
+pub(crate) fn waiting(kind: &str) -> Value {
     json!({ "kind": kind, "input": {"n": 1} })
 }
 
@@ -260,7 +260,8 @@ async fn a_job_of_a_line_starts_as_soon_as_its_schedule_makes_it() {
     const ROUNDS: usize = 4;
     let ring = Ringback::start().await;
     let (target, clock) = (Receiver::ok(), Receiver::ok());
-    let in_line = |key: &str| json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": key });
+    let in_line =
+        |key: &str| json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": key });
     // Two seconds apart, for after each job of a line the placer looks more often for a second.
     let by_time = created(&ring, json!({ "cron": "*/4 * * * * *", "job": in_line("time") })).await;
     created(&ring, json!({ "cron": "2-59/4 * * * * *", "job": get_job(&clock.url("/")) })).await;
@@ -295,7 +296,8 @@ async fn a_line_makes_up_for_what_was_missed_one_by_one_in_the_order_of_the_time
     let job = json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": "k" });
     created(&ring, json!({ "cron": "* * * * *", "catch_up": "all", "job": job })).await;
     ring.kill();
-    due_since(&database, "true", &format!("date_trunc('minute', now()) - interval '{MINUTES} minutes'")).await;
+    due_since(&database, "true", &format!("date_trunc('minute', now()) - interval '{MINUTES} minutes'"))
+        .await;
 
     ring.start().await;
 
