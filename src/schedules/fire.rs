@@ -71,7 +71,7 @@ pub async fn fire(db: &Db, tools: &Tools<'_>) -> Result<Fired, StoreError> {
             Ok(schedule) if round.room() > 0 => round.fire(&schedule),
             Ok(_) => round.more = true,
             Err(why) => {
-                tracing::error!(schedule.id = %id, error = why, "a schedule cannot be read; it does not fire any more");
+                tracing::error!(schedule.id = %id, error = why, "schedule {id} is due and cannot be read; it is stopped");
                 store::stop(&mut tx, tenant, id, &why).await?;
             }
         }

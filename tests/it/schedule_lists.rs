@@ -1,10 +1,103 @@
-//! Lists of schedules and of their jobs.
+//! Schedules in lists: how many a tenant may have, one that cannot be read among others, and the jobs of one.
 
+use http::Method;
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
 
 use crate::harness::client::{list, string};
-use crate::harness::{Client, Ringback};
-use crate::schedules::{RARELY, created, patch, path};
+use crate::harness::process::ServeProcess;
+use crate::harness::service::database;
+use crate::harness::{Client, Ringback, eventually};
+use crate::schedules::{RARELY, created, patch, path, shown, waiting};
+
+async fn all(ring: &Client) -> Vec<Value> {
+    list(&ring.get("/v1/schedules").await.expect(200).json())
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_read_is_shown_with_the_reason_and_can_be_deleted() {
+    let database = database().await;
+    let mut ring = ServeProcess::on(&database.url());
+    ring.start().await;
+    let make = async |description: &str| {
+        created(&ring, json!({ "cron": RARELY, "description": description, "job": waiting("x") })).await
+    };
+    let (sealed, whole, zone) = (make("sealed").await, make("whole").await, make("zone").await);
+    let mut sql = database.options().connect().await.expect("a connection");
+    for change in
+        ["job = '\\x00' WHERE description = 'sealed'", "timezone = 'Mars/Base' WHERE description = 'zone'"]
+    {
+        let update = format!("UPDATE ringback.schedules SET {change}");
+        sql.execute(AssertSqlSafe(update)).await.expect("an update");
+    }
+
+    let found = all(&ring).await;
+
+    let ids: Vec<_> = found.iter().map(|one| &one["id"]).collect();
+    assert_eq!(ids, [&zone["id"], &whole["id"], &sealed["id"]]);
+    assert_eq!(found[1], whole);
+    for (one, why) in
+        [(&found[0], "the time zone Mars/Base is not known"), (&found[2], "RINGBACK_MASTER_KEY")]
+    {
+        assert_eq!((&one["job"], &one["next"], &one["status"]), (&Value::Null, &json!([]), &json!("active")));
+        assert!(string(&one["last_error"]).contains(why), "{one}");
+        assert_eq!(shown(&ring, &path(one)).await, *one);
+        assert!(ring.stderr().contains(&string(&one["id"])), "the log names it");
+        let refused = patch(&ring, &path(one), json!({"status": "paused"})).await.expect(409).json();
+        assert!(string(&refused["detail"]).contains(why), "{refused}");
+        ring.act(&format!("{}/trigger", path(one))).await.expect(409);
+    }
+
+    // One that is due is stopped, and goes on with a change when it can be read again.
+    let due = "UPDATE ringback.schedules SET next_at = now() WHERE description = 'zone'";
+    sql.execute(due).await.expect("an update");
+    let stopped = "SELECT next_at IS NULL FROM ringback.schedules WHERE description = 'zone'";
+    let is_stopped = async || {
+        let mut sql = database.options().connect().await.expect("a connection");
+        sqlx::query_scalar::<_, bool>(stopped).fetch_one(&mut sql).await.expect("a row")
+    };
+    eventually("it is stopped", is_stopped, |stopped| *stopped).await;
+    let mended = "UPDATE ringback.schedules SET timezone = 'UTC' WHERE description = 'zone'";
+    sql.execute(mended).await.expect("an update");
+    let stopped = shown(&ring, &path(&zone)).await;
+    assert_eq!((&stopped["next"], &stopped["job"]), (&json!([]), &zone["job"]));
+    assert!(string(&stopped["last_error"]).contains("Mars/Base"), "{stopped}");
+    let goes_on = patch(&ring, &path(&zone), json!({})).await.expect(200).json();
+    assert_eq!(goes_on["next"], zone["next"]);
+
+    ring.call(Method::DELETE, &path(&sealed)).header("if-match", "\"7\"").send().await.expect(412);
+    ring.call(Method::DELETE, &path(&sealed)).header("if-match", "\"1\"").send().await.expect(204);
+    assert_eq!(all(&ring).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_tenant_has_a_thousand_schedules_at_most() {
+    let ring = Ringback::start().await;
+    let new = json!({ "cron": RARELY, "status": "paused", "job": waiting("x") });
+    let first = created(&ring, new.clone()).await;
+    ring.put(
+        "INSERT INTO ringback.schedules (tenant_id, id, cron, timezone, job, overlap, catch_up, status, description, updated_at)
+         SELECT tenant_id, ringback.uuid_v7(), cron, timezone, job, overlap, catch_up, status, description, updated_at
+         FROM ringback.schedules, generate_series(1, 998)"
+            .to_owned(),
+    )
+    .await;
+
+    // For the last place.
+    let answers =
+        futures_util::future::join_all((0..4).map(|_| ring.post("/v1/schedules", new.clone()))).await;
+
+    let mut statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409, 409, 409]);
+    let refused = answers.iter().find(|answer| answer.status == 409).expect("one").json();
+    assert!(string(&refused["detail"]).contains("1000"), "{refused}");
+    // Others have places of their own.
+    let other = ring.other_tenant("admin").await;
+    created(&other, new.clone()).await;
+    ring.call(Method::DELETE, &path(&first)).send().await.expect(204);
+    created(&ring, new).await;
+}
 
 /// Triggers the schedule; the job's id.
 async fn triggered(ring: &Client, schedule: &str, job: Value) -> String {
