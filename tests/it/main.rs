@@ -19,6 +19,7 @@ mod groups;
 mod harness;
 mod health;
 mod idempotency;
+mod killed_workers;
 mod kinds;
 mod leases;
 mod lines;
