@@ -18,8 +18,9 @@ children=()
 stop() {
     local status=$?
     trap - EXIT
-    for child in ${children[@]+"${children[@]}"}; do # bash 3 takes an empty list for unset
-        if kill -TERM "$child" 2>/dev/null; then wait "$child" || :; fi
+    local last
+    for ((last = ${#children[@]} - 1; last >= 0; last--)); do # who needs another was started after it
+        if kill -TERM "${children[last]}" 2>/dev/null; then wait "${children[last]}" || :; fi
     done
     rm -rf "$data"
     exit "$status"
@@ -53,31 +54,45 @@ listens() {
     [ -n "$url" ]
 }
 
-# Starts `ringback serve` with the operator's file $data/ringback.toml. Afterwards `api` reaches it.
+# Starts `ringback serve` with the operator's file $data/ringback.toml, if there is one. Afterwards `api` reaches it.
 start_ringback() {
+    local file=$data/ringback.toml
     if [ -n "${RINGBACK_URL:-}" ]; then
         url=${RINGBACK_URL%/}
         key=${RINGBACK_API_KEY:?is needed with RINGBACK_URL}
-        say "Using the service at $url. Its operator's file needs this:"
-        sed 's/^/    /' "$data/ringback.toml"
+        say "Using the service at $url."
+        if [ -e "$file" ]; then say "Its operator's file needs this:" && sed 's/^/    /' "$file"; fi
         return
     fi
     find_ringback
-    env -u DATABASE_URL -u RINGBACK_API_KEY -u RINGBACK_MASTER_KEY RINGBACK_CONFIG="$data/ringback.toml" \
+    if [ ! -e "$file" ]; then file=/dev/null; fi
+    env -u DATABASE_URL -u RINGBACK_API_KEY -u RINGBACK_MASTER_KEY RINGBACK_CONFIG="$file" \
         RINGBACK_DATA_DIR="$data/ringback" RINGBACK_LISTEN=127.0.0.1:0 RINGBACK_ALLOW_NETWORKS=127.0.0.0/8 \
         RINGBACK_LOG="${RINGBACK_LOG:-warn}" "$ringback" serve >"$data/out" 2>"$data/log" &
     service=$!
     children+=("$service")
     wait_until "the start of the service" listens
     key=$(cat "$data/ringback/api-key")
-    say "A service of our own runs at $url, with this operator's file:"
-    sed 's/^/    /' "$data/ringback.toml"
+    if [ "$file" = /dev/null ]; then
+        say "A service of our own runs at $url."
+    else
+        say "A service of our own runs at $url, with this operator's file:"
+        sed 's/^/    /' "$file"
+    fi
+}
+
+# Starts `ringback worker` with these arguments.
+start_worker() {
+    find_ringback
+    RINGBACK_URL="$url" RINGBACK_API_KEY="$key" "$ringback" worker "$@" 2>"$data/worker-log" &
+    children+=("$!")
 }
 
 # api GET /v1/jobs, or with a body on stdin: api POST /v1/jobs. How long the answer took is in $data/took.
 api() {
     local body=()
-    if [ "$1" = POST ]; then body=(-H 'Content-Type: application/json' --data-binary @-); fi
+    case $1 in POST | PATCH) body=(-H 'Content-Type: application/json' --data-binary @-) ;; esac
+    : >"$data/answer" # some have none
     curl -sS --fail-with-body -X "$1" -H "Authorization: Bearer $key" ${body[@]+"${body[@]}"} "$url$2" \
         -o "$data/answer" -w '%{time_total}' >"$data/took" || fail "$1 $2 was refused: $(cat "$data/answer")"
     cat "$data/answer"

@@ -49,6 +49,9 @@ async fn look(shared: &Shared, running_since: &mut Option<Timestamp>) -> Result<
     if fired.jobs > 0 {
         shared.wakeups.jobs.notify_one();
     }
+    if fired.held {
+        shared.wakeups.held.notify_one();
+    }
     if fired.more {
         return Ok(Duration::ZERO);
     }

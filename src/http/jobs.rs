@@ -100,6 +100,7 @@ pub async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Htt
         kind: query.text("kind"),
         queue: query.text("queue"),
         metadata: query.map("metadata", "metadata[…]"),
+        schedule: query.parsed("schedule_id", "the id of a schedule, as in sch_01jd7m3yhpe2abtz6m5v8w9xyz"),
     };
     let page = query.page();
     query.finish()?;

@@ -18,6 +18,7 @@ use crate::jobs::Job;
 use crate::jobs::store::Accept;
 use crate::jobs::view::{JobState, JobView};
 use crate::schedules::change::{self, ScheduleError};
+use crate::schedules::stored::Shown;
 use crate::schedules::view::ScheduleView;
 use crate::schedules::{Schedule, ScheduleStatus, new_schedule, store};
 use crate::shared::Shared;
@@ -85,11 +86,19 @@ fn location(id: ScheduleId) -> String {
     format!("/v1/schedules/{id}")
 }
 
-fn shown(schedule: &Schedule) -> HttpResponse {
+fn answer(schedule: &Shown) -> HttpResponse {
     HttpResponse::Ok()
-        .insert_header((ETAG, entity_tag(schedule.version)))
+        .insert_header((ETAG, entity_tag(schedule.version())))
         .content_type("application/json")
-        .body(ScheduleView::new(schedule).to_json())
+        .body(view(schedule))
+}
+
+fn view(schedule: &Shown) -> String {
+    if let Shown::Unreadable(found) = schedule {
+        let id = found.row.id;
+        tracing::error!(schedule.id = %id, error = found.why, "schedule {id} cannot be read");
+    }
+    ScheduleView::of(schedule).to_json()
 }
 
 /// `GET /v1/schedules/{id}`.
@@ -99,7 +108,7 @@ pub async fn get(request: HttpRequest, shared: web::Data<Shared>) -> Result<Http
     let id: ScheduleId = extract::id(&request)?;
     let for_task = shared.clone();
     let found = async move { store::get(&for_task.db, &for_task.sealer, caller.tenant, id).await };
-    Ok(shown(&shared.tasks.run(found).await??))
+    Ok(answer(&shared.tasks.run(found).await??))
 }
 
 /// `GET /v1/schedules`.
@@ -117,8 +126,8 @@ pub async fn list(request: HttpRequest, shared: web::Data<Shared>) -> Result<Htt
             store::list(&for_task.db, &for_task.sealer, caller.tenant, status, part).await
         })
         .await??;
-    let ids: Vec<_> = found.iter().map(|schedule| schedule.id.uuid()).collect();
-    let views = found.iter().map(|schedule| ScheduleView::new(schedule).to_json()).collect();
+    let ids: Vec<_> = found.iter().map(|schedule| schedule.id().uuid()).collect();
+    let views = found.iter().map(view).collect();
     Ok(list_answer(&ListLink { request: &request, limit: page.limit }, views, &ids))
 }
 
@@ -149,7 +158,7 @@ pub async fn patch(
         })
         .await??;
     shared.wakeups.schedules.notify_one();
-    Ok(shown(&changed))
+    Ok(answer(&Shown::Whole(Box::new(changed))))
 }
 
 /// `DELETE /v1/schedules/{id}`.
@@ -158,16 +167,9 @@ pub async fn delete(request: HttpRequest, shared: web::Data<Shared>) -> Result<H
     Query::of(&request).finish()?;
     let whose = (caller.tenant, extract::id(&request)?);
     let if_match = IfMatch::of(&request)?;
-    let for_task = shared.clone();
-    shared
-        .tasks
-        .run(async move {
-            let may = |old: &Schedule| {
-                if if_match.allows(old.version) { Ok(()) } else { Err(ScheduleError::Changed) }
-            };
-            change::delete(&for_task.db, &for_task.sealer, whose, may).await
-        })
-        .await??;
+    let db = shared.db.clone();
+    let deleted = async move { change::delete(&db, whose, |version| if_match.allows(version)).await };
+    shared.tasks.run(deleted).await??;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -200,6 +202,9 @@ pub async fn trigger(request: HttpRequest, shared: web::Data<Shared>) -> Result<
         return idempotency::find(&shared, caller.tenant, &held).await?.ok_or(ApiError::KeyRunning);
     };
     shared.wakeups.jobs.notify_one();
+    if job.is_held() {
+        shared.wakeups.held.notify_one();
+    }
     Ok(HttpResponse::Accepted()
         .insert_header((LOCATION, job_location(&job)))
         .insert_header((RETRY_AFTER, "1"))

@@ -3,7 +3,8 @@
 //! Called by `http::jobs` and `jobs::finish`. Where a job stands is told by the table that it is in, so one statement
 //! looks into all of them: a snapshot that no move can split.
 //!
-//! Invariant: a list by state is driven by the table that knows the state, never by a walk over all jobs.
+//! Invariant: a list by state is driven by the table that knows the state, never by a walk over all jobs; the jobs of a
+//! schedule are few among them, so that list is driven by their index, whatever else is asked for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::{
 use crate::backoff::RetryPolicy;
 use crate::clock::Timestamp;
 use crate::db::{Db, StoreError, raw_json};
-use crate::ids::{JobId, TenantId};
+use crate::ids::{JobId, ScheduleId, TenantId};
 
 /// A job with its state, as it was read.
 #[derive(Debug, Clone)]
@@ -98,6 +99,8 @@ pub struct JobFilter {
     pub queue: Option<String>,
     /// Only with these metadata.
     pub metadata: BTreeMap<String, String>,
+    /// Only those that this schedule made.
+    pub schedule: Option<ScheduleId>,
 }
 
 /// A page of jobs, newest first, all older than `before`.
@@ -110,8 +113,42 @@ pub async fn list(
     before: Option<JobId>,
     limit: i64,
 ) -> Result<Vec<StoredJob>, StoreError> {
-    // The driving table is the one that knows the state: a list of what failed must not walk over all that did not.
-    let sql = match filter.status {
+    let metadata =
+        (!filter.metadata.is_empty()).then(|| serde_json::to_string(&filter.metadata).unwrap_or_default());
+    let of_schedule = filter.schedule.is_some();
+    let mut query = sqlx::query_as(if of_schedule { LIST_OF_SCHEDULE } else { list_by(filter.status) })
+        .bind(tenant)
+        .bind(before.map_or(Uuid::max(), JobId::uuid))
+        .bind(filter.kind.as_deref())
+        .bind(filter.queue.as_deref())
+        .bind(metadata)
+        .bind(limit);
+    if of_schedule {
+        query = query.bind(filter.schedule).bind(filter.status.map(JobStatus::as_str));
+    }
+    Ok(query.fetch_all(db.pool()).await?)
+}
+
+const LIST_OF_SCHEDULE: &str = concat!(
+    "-- jobs::read_store::list_of_schedule\n",
+    select_jobs!(
+        "SELECT j.tenant_id, j.id FROM ringback.jobs j WHERE j.tenant_id = $1 AND j.schedule_id = $7 AND j.id < $2
+         AND ($3::text IS NULL OR j.kind = $3) AND ($4::text IS NULL OR j.queue = $4) AND ($5::text IS NULL OR j.metadata @> $5::jsonb)
+         -- Scalars, because the planner may make a hash of all that an EXISTS looks into.
+         AND ($8::text IS NULL OR $8 = coalesce(
+           (SELECT CASE e.status WHEN 1 THEN 'succeeded' WHEN 2 THEN 'failed' ELSE 'cancelled' END
+            FROM ringback.job_ends e WHERE e.tenant_id = j.tenant_id AND e.job_id = j.id LIMIT 1),
+           (SELECT 'running' FROM ringback.job_leases l WHERE l.tenant_id = j.tenant_id AND l.job_id = j.id LIMIT 1),
+           (SELECT CASE WHEN r.tries > 0 THEN 'retrying' END FROM ringback.job_ready r WHERE r.tenant_id = j.tenant_id AND r.job_id = j.id LIMIT 1),
+           (SELECT CASE WHEN s.tries > 0 THEN 'retrying' END FROM ringback.job_scheduled s WHERE s.tenant_id = j.tenant_id AND s.job_id = j.id LIMIT 1),
+           'queued'))
+         ORDER BY j.id DESC LIMIT $6"
+    )
+);
+
+/// The driving table is the one that knows the state: a list of what failed must not walk over all that did not.
+fn list_by(status: Option<JobStatus>) -> &'static str {
+    match status {
         None => concat!("-- jobs::read_store::list\n", select_jobs!(
             "SELECT j.tenant_id, j.id FROM ringback.jobs j WHERE j.tenant_id = $1 AND j.id < $2
              AND ($3::text IS NULL OR j.kind = $3) AND ($4::text IS NULL OR j.queue = $4) AND ($5::text IS NULL OR j.metadata @> $5::jsonb)
@@ -155,18 +192,7 @@ pub async fn list(
              WHERE q.tenant_id = $1 AND q.job_id < $2 AND q.status = 3
              AND ($3::text IS NULL OR j.kind = $3) AND ($4::text IS NULL OR j.queue = $4) AND ($5::text IS NULL OR j.metadata @> $5::jsonb)
              ORDER BY q.job_id DESC LIMIT $6")),
-    };
-    let metadata =
-        (!filter.metadata.is_empty()).then(|| serde_json::to_string(&filter.metadata).unwrap_or_default());
-    Ok(sqlx::query_as(sql)
-        .bind(tenant)
-        .bind(before.map_or(Uuid::max(), JobId::uuid))
-        .bind(filter.kind.as_deref())
-        .bind(filter.queue.as_deref())
-        .bind(metadata)
-        .bind(limit)
-        .fetch_all(db.pool())
-        .await?)
+    }
 }
 
 /// One try of a job.

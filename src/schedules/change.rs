@@ -16,6 +16,9 @@ use crate::jobs::store::{Accept, Accepted};
 use crate::secret::{SealError, Sealer};
 use crate::secrets::SecretError;
 
+/// So many schedules a tenant may have: each is looked at when it is due, and firing goes on in one loop.
+pub const SCHEDULES_MAX: i64 = 1000;
+
 /// Why a schedule was not changed or triggered.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
@@ -45,7 +48,7 @@ impl From<SealError> for ScheduleError {
 /// Creates a schedule. `answer` makes what is stored under the request's key. `false`: the key is taken, and nothing
 /// was stored.
 /// # Errors
-/// [`SecretError`].
+/// [`StoreError::Conflict`] where the tenant has [`SCHEDULES_MAX`] already.
 pub async fn create(
     db: &Db,
     sealer: &Sealer,
@@ -57,6 +60,10 @@ pub async fn create(
         && !idempotency::store::insert(&mut tx, schedule.tenant, &key, 201).await?
     {
         return Ok(false);
+    }
+    if store::count_to_add(&mut tx, schedule.tenant).await? >= SCHEDULES_MAX {
+        let text = format!("a tenant may have {SCHEDULES_MAX} schedules, and has them; delete one first");
+        return Err(StoreError::Conflict(text).into());
     }
     store::create(&mut tx, sealer, schedule).await?;
     tx.commit().await.map_err(StoreError::from)?;
@@ -80,18 +87,19 @@ pub async fn change(
     Ok(new)
 }
 
-/// Deletes a schedule; its jobs stay. `may` looks at it first.
+/// Deletes a schedule, which need not be readable; its jobs stay. `may` looks at its version first.
 /// # Errors
 /// [`ScheduleError`].
 pub async fn delete(
     db: &Db,
-    sealer: &Sealer,
     (tenant, id): (TenantId, ScheduleId),
-    may: impl FnOnce(&Schedule) -> Result<(), ScheduleError>,
+    may: impl FnOnce(i64) -> bool,
 ) -> Result<(), ScheduleError> {
     let mut tx = db.begin().await?;
-    let (old, _) = store::lock(&mut tx, sealer, tenant, id).await?;
-    may(&old)?;
+    let (version, _) = store::lock_version(&mut tx, tenant, id).await?;
+    if !may(version) {
+        return Err(ScheduleError::Changed);
+    }
     store::delete(&mut tx, tenant, id).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(())

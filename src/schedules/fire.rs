@@ -44,6 +44,8 @@ pub struct Tools<'a> {
 pub struct Fired {
     /// So many jobs were accepted.
     pub jobs: usize,
+    /// Some of them wait for their turn in a line.
+    pub held: bool,
     /// Something is left that is due.
     pub more: bool,
 }
@@ -69,7 +71,7 @@ pub async fn fire(db: &Db, tools: &Tools<'_>) -> Result<Fired, StoreError> {
             Ok(schedule) if round.room() > 0 => round.fire(&schedule),
             Ok(_) => round.more = true,
             Err(why) => {
-                tracing::error!(schedule.id = %id, error = why, "a schedule cannot be read; it does not fire any more");
+                tracing::error!(schedule.id = %id, error = why, "schedule {id} is due and cannot be read; it is stopped");
                 store::stop(&mut tx, tenant, id, &why).await?;
             }
         }
@@ -77,7 +79,8 @@ pub async fn fire(db: &Db, tools: &Tools<'_>) -> Result<Fired, StoreError> {
     crate::jobs::store::accept(&mut *tx, &round.accepts).await?;
     store::record(&mut tx, &round.records).await?;
     tx.commit().await?;
-    Ok(Fired { jobs: round.accepts.len(), more: round.more })
+    let held = round.accepts.iter().any(|accept| accept.job.is_held());
+    Ok(Fired { jobs: round.accepts.len(), held, more: round.more })
 }
 
 struct Round<'a> {

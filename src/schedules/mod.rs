@@ -2,7 +2,7 @@
 //!
 //! Holds the noun. `new_schedule` reads a request or a merge patch, `timetable` knows the times, `due` decides which of
 //! them fire now, `fire` accepts their jobs, `change` is what `http::schedules` calls, `store` the only SQL on
-//! `schedules`. Knows no HTTP, no loop, no network.
+//! `schedules`, `stored` opens its rows. Knows no HTTP, no loop, no network.
 //!
 //! Invariant: a job of a schedule and the step to the next time are one commit, made by whoever holds the row's lock; so
 //! each time fires once, however many processes look.
@@ -14,6 +14,7 @@ pub mod fire;
 pub mod merge;
 pub mod new_schedule;
 pub mod store;
+pub mod stored;
 pub mod template;
 pub mod timetable;
 pub mod view;
@@ -170,12 +171,12 @@ impl Schedule {
         Self { tenant, id, settings, record, version: 1, updated_at: id.created_at() }
     }
 
-    /// With other settings. What is due stays due, unless the times are others now or it was paused: those are counted
-    /// from now.
+    /// With other settings. What is due stays due, unless the times are others now, or it was paused or had stopped: those
+    /// are counted from now.
     #[must_use]
     pub fn with(&self, settings: Settings, now: Timestamp) -> Self {
         let same = self.settings.timetable == settings.timetable && self.settings.status == settings.status;
-        let next_at = if same { self.record.next_at } else { first_time(&settings, now) };
+        let next_at = self.record.next_at.filter(|_| same).or_else(|| first_time(&settings, now));
         Self {
             settings,
             record: Record { next_at, ..self.record.clone() },

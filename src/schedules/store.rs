@@ -7,17 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::timetable::Timetable;
-use super::{CatchUp, Overlap, Record, Schedule, ScheduleStatus, Settings, Template};
+use super::stored::{Shown, Stored, context};
+use super::{CatchUp, Overlap, Record, Schedule, ScheduleStatus};
 use crate::clock::Timestamp;
-use crate::db::{Db, StoreError, Tx, raw_json};
+use crate::db::{Db, StoreError, Tx};
 use crate::ids::{JobId, ScheduleId, TenantId};
-use crate::secret::{SealContext, SealError, Sealer};
+use crate::secret::{SealError, Sealer};
 use crate::secrets::SecretError;
 
 /// So many unfinished jobs of a schedule are remembered, the newest ones.
@@ -77,8 +77,23 @@ fn bind_all<'q>(query: Query<'q>, schedule: &'q Schedule, sealer: &Sealer) -> Re
         .bind(schedule.record.next_at))
 }
 
-fn context(tenant: TenantId, id: ScheduleId) -> SealContext {
-    SealContext { tenant: tenant.uuid(), owner: id.uuid(), column: "schedules.job" }
+/// How many schedules a tenant has. Until the caller's transaction ends nobody else adds one, if all ask here first.
+/// # Errors
+/// [`StoreError`].
+pub async fn count_to_add(tx: &mut Tx, tenant: TenantId) -> Result<i64, StoreError> {
+    sqlx::query(
+        "-- schedules::store::lock_tenant\nSELECT FROM ringback.tenants WHERE id = $1 FOR NO KEY UPDATE",
+    )
+    .bind(tenant)
+    .execute(&mut **tx)
+    .await?;
+    // By a new statement: it sees what whoever held the lock before has added.
+    Ok(sqlx::query_scalar(
+        "-- schedules::store::count_to_add\nSELECT count(*) FROM ringback.schedules WHERE tenant_id = $1",
+    )
+    .bind(tenant)
+    .fetch_one(&mut **tx)
+    .await?)
 }
 
 /// Creates a schedule in the caller's transaction.
@@ -123,55 +138,72 @@ pub async fn delete(tx: &mut Tx, tenant: TenantId, id: ScheduleId) -> Result<(),
     Ok(())
 }
 
-/// One schedule, locked until the caller's transaction ends, and the database's time.
+/// Locks a schedule until the caller's transaction ends: its version, and the database's time. It need not be readable.
 /// # Errors
 /// [`StoreError::NotFound`].
+pub async fn lock_version(
+    tx: &mut Tx,
+    tenant: TenantId,
+    id: ScheduleId,
+) -> Result<(i64, Timestamp), StoreError> {
+    Ok(sqlx::query_as(
+        "-- schedules::store::lock_version
+        SELECT version, clock_timestamp()
+        FROM (SELECT version FROM ringback.schedules WHERE tenant_id = $1 AND id = $2 FOR UPDATE) held",
+    )
+    .bind(tenant)
+    .bind(id)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
+/// One schedule, locked until the caller's transaction ends, and the database's time.
+/// # Errors
+/// [`StoreError::NotFound`]; [`StoreError::Conflict`] where it cannot be read.
 pub async fn lock(
     tx: &mut Tx,
     sealer: &Sealer,
     tenant: TenantId,
     id: ScheduleId,
-) -> Result<(Schedule, Timestamp), SecretError> {
+) -> Result<(Schedule, Timestamp), StoreError> {
     // Read only when it is locked, by a new statement: the jobs of whoever held it before are seen then.
-    let now = sqlx::query_scalar(
-        "-- schedules::store::lock
-        SELECT clock_timestamp() FROM (SELECT FROM ringback.schedules WHERE tenant_id = $1 AND id = $2 FOR UPDATE) held",
-    )
-    .bind(tenant)
-    .bind(id)
-    .fetch_one(&mut **tx)
-    .await?;
+    let (_, now) = lock_version(tx, tenant, id).await?;
     let sql = concat!(
         "-- schedules::store::lock_read\n",
         select_schedules!("WHERE s.tenant_id = $1 AND s.id = $2")
     );
-    let row = sqlx::query(sql).bind(tenant).bind(id).fetch_one(&mut **tx).await?;
-    Ok((read(&row, sealer)?, now))
+    let row: Stored = sqlx::query_as(sql).bind(tenant).bind(id).fetch_one(&mut **tx).await?;
+    match row.open(sealer) {
+        Ok(schedule) => Ok((schedule, now)),
+        Err(found) => Err(StoreError::Conflict(format!("{found}; it can only be deleted"))),
+    }
 }
 
 /// One schedule.
 /// # Errors
 /// [`StoreError::NotFound`].
-pub async fn get(
-    db: &Db,
-    sealer: &Sealer,
-    tenant: TenantId,
-    id: ScheduleId,
-) -> Result<Schedule, SecretError> {
+pub async fn get(db: &Db, sealer: &Sealer, tenant: TenantId, id: ScheduleId) -> Result<Shown, StoreError> {
     let sql = concat!("-- schedules::store::get\n", show_schedules!("WHERE s.tenant_id = $1 AND s.id = $2"));
-    read(&sqlx::query(sql).bind(tenant).bind(id).fetch_one(db.pool()).await?, sealer)
+    Ok(shown(sqlx::query_as(sql).bind(tenant).bind(id).fetch_one(db.pool()).await?, sealer))
+}
+
+fn shown(row: Stored, sealer: &Sealer) -> Shown {
+    match row.open(sealer) {
+        Ok(schedule) => Shown::Whole(Box::new(schedule)),
+        Err(found) => Shown::Unreadable(found),
+    }
 }
 
 /// A page of a tenant's schedules, newest first, all older than `before`.
 /// # Errors
-/// [`SecretError`].
+/// [`StoreError`].
 pub async fn list(
     db: &Db,
     sealer: &Sealer,
     tenant: TenantId,
     status: Option<ScheduleStatus>,
     (before, limit): (Option<ScheduleId>, i64),
-) -> Result<Vec<Schedule>, SecretError> {
+) -> Result<Vec<Shown>, StoreError> {
     let sql = concat!(
         "-- schedules::store::list\n",
         show_schedules!(
@@ -182,14 +214,14 @@ pub async fn list(
         ScheduleStatus::Active => 1_i16,
         ScheduleStatus::Paused => 2,
     });
-    let rows = sqlx::query(sql)
+    let rows: Vec<Stored> = sqlx::query_as(sql)
         .bind(tenant)
         .bind(before.map_or(Uuid::max(), ScheduleId::uuid))
         .bind(code)
         .bind(limit)
         .fetch_all(db.pool())
         .await?;
-    rows.iter().map(|row| read(row, sealer)).collect()
+    Ok(rows.into_iter().map(|row| shown(row, sealer)).collect())
 }
 
 /// A schedule that is due; or why it cannot be read, and for whom to note that.
@@ -236,8 +268,9 @@ pub async fn lock_due(
         .await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let due = |row: &PgRow| {
-        let schedule = read(row, sealer).map_err(|error| error.to_string());
-        Ok(DueRow { tenant: row.try_get("tenant_id")?, id: row.try_get("id")?, schedule })
+        let stored = Stored::from_row(row)?;
+        let (tenant, id) = (stored.tenant, stored.id);
+        Ok(DueRow { tenant, id, schedule: stored.open(sealer).map_err(|found| found.to_string()) })
     };
     Ok(Some((first.try_get("now")?, rows.iter().map(due).collect::<Result<_, sqlx::Error>>()?)))
 }
@@ -314,18 +347,15 @@ pub async fn stop(tx: &mut Tx, tenant: TenantId, id: ScheduleId, why: &str) -> R
     Ok(())
 }
 
-fn read(row: &PgRow, sealer: &Sealer) -> Result<Schedule, SecretError> {
-    let (tenant, id): (TenantId, ScheduleId) = (row.try_get("tenant_id")?, row.try_get("id")?);
-    let metadata: Option<Json<BTreeMap<String, String>>> = row.try_get("metadata")?;
-    let timetable = Timetable::stored(row.try_get("cron")?, row.try_get("timezone")?)
-        .map_err(|fault| sqlx::Error::Decode(fault.into()))?;
-    let text = sealer.open(&context(tenant, id), row.try_get("job")?)?;
-    Ok(Schedule {
-        tenant,
-        id,
-        settings: Settings {
-            timetable,
-            job: Template(raw_json(text.expose())?),
+impl<'r> FromRow<'r, PgRow> for Stored {
+    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
+        let metadata: Option<Json<BTreeMap<String, String>>> = row.try_get("metadata")?;
+        Ok(Self {
+            tenant: row.try_get("tenant_id")?,
+            id: row.try_get("id")?,
+            cron: row.try_get("cron")?,
+            timezone: row.try_get("timezone")?,
+            job: row.try_get("job")?,
             overlap: match row.try_get::<i16, _>("overlap")? {
                 0 => Overlap::Skip,
                 _ => Overlap::Allow,
@@ -341,17 +371,21 @@ fn read(row: &PgRow, sealer: &Sealer) -> Result<Schedule, SecretError> {
             },
             description: row.try_get("description")?,
             metadata: metadata.map(|Json(metadata)| metadata).unwrap_or_default(),
-        },
-        record: Record {
-            next_at: row.try_get("next_at")?,
-            last_fired_at: row.try_get("last_fired_at")?,
-            last_job: row.try_get("last_job_id")?,
-            last_skipped_at: row.try_get("last_skipped_at")?,
-            skipped: row.try_get("skipped")?,
-            last_error: row.try_get("last_error")?,
-            open_jobs: row.try_get::<Vec<Uuid>, _>("still_open")?.into_iter().map(JobId::from_uuid).collect(),
-        },
-        version: row.try_get("version")?,
-        updated_at: row.try_get("updated_at")?,
-    })
+            record: Record {
+                next_at: row.try_get("next_at")?,
+                last_fired_at: row.try_get("last_fired_at")?,
+                last_job: row.try_get("last_job_id")?,
+                last_skipped_at: row.try_get("last_skipped_at")?,
+                skipped: row.try_get("skipped")?,
+                last_error: row.try_get("last_error")?,
+                open_jobs: row
+                    .try_get::<Vec<Uuid>, _>("still_open")?
+                    .into_iter()
+                    .map(JobId::from_uuid)
+                    .collect(),
+            },
+            version: row.try_get("version")?,
+            updated_at: row.try_get("updated_at")?,
+        })
+    }
 }

@@ -19,27 +19,27 @@ use crate::harness::{Answer, Client, Receiver, Reply, Ringback, eventually};
 
 const EVERY_SECOND: &str = "* * * * * *";
 /// Some day, but not while the tests run.
-const RARELY: &str = "0 0 29 2 *";
+pub(crate) const RARELY: &str = "0 0 29 2 *";
 
-async fn created(ring: &Client, schedule: Value) -> Value {
+pub(crate) async fn created(ring: &Client, schedule: Value) -> Value {
     ring.post("/v1/schedules", schedule).await.expect(201).json()
 }
 
-fn path(schedule: &Value) -> String {
+pub(crate) fn path(schedule: &Value) -> String {
     format!("/v1/schedules/{}", string(&schedule["id"]))
 }
 
-async fn shown(ring: &Client, path: &str) -> Value {
+pub(crate) async fn shown(ring: &Client, path: &str) -> Value {
     ring.get(path).await.expect(200).json()
 }
 
-async fn patch(ring: &Client, path: &str, patch: Value) -> Answer {
+pub(crate) async fn patch(ring: &Client, path: &str, patch: Value) -> Answer {
     let call = ring.call(Method::PATCH, path).header("content-type", "application/merge-patch+json");
     call.body(patch.to_string()).send().await
 }
 
 /// A job for workers of this kind, of which there are none: it waits.
-fn waiting(kind: &str) -> Value {
+pub(crate) fn waiting(kind: &str) -> Value {
     json!({ "kind": kind, "input": {"n": 1} })
 }
 
@@ -248,6 +248,70 @@ async fn catch_up_says_what_becomes_of_the_times_without_a_process() {
     assert_every(TimeDelta::seconds(1), &made_up);
     let planned: Vec<_> = jobs.iter().map(|job| time(&job["scheduled_for"])).collect();
     assert!(planned.is_sorted(), "in order");
+}
+
+/// How long after its acceptance a job was started.
+fn waited(job: &Value) -> TimeDelta {
+    time(&job["started_at"]) - time(&job["created_at"])
+}
+
+#[tokio::test]
+async fn a_job_of_a_line_starts_as_soon_as_its_schedule_makes_it() {
+    const ROUNDS: usize = 4;
+    let ring = Ringback::start().await;
+    let (target, clock) = (Receiver::ok(), Receiver::ok());
+    let in_line =
+        |key: &str| json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": key });
+    // Two seconds apart, for after each job of a line the placer looks more often for a second.
+    let by_time = created(&ring, json!({ "cron": "*/4 * * * * *", "job": in_line("time") })).await;
+    created(&ring, json!({ "cron": "2-59/4 * * * * *", "job": get_job(&clock.url("/")) })).await;
+    let by_hand = created(&ring, json!({ "cron": RARELY, "job": in_line("hand") })).await;
+
+    let mut started = [Vec::new(), Vec::new()];
+    for round in 1..=ROUNDS {
+        clock.nth(round).await;
+        let job = ring.act(&format!("{}/trigger", path(&by_hand))).await.expect(202).json();
+        started[0].push(ring.wait_for_end(&string(&job["id"])).await);
+    }
+    for job in jobs_of(&ring, "http").await {
+        if job["schedule_id"] == by_time["id"] {
+            started[1].push(ring.wait_for_end(&string(&job["id"])).await);
+        }
+    }
+
+    // The placer's own look comes within a second, at any moment of it.
+    for jobs in started {
+        let late = jobs.iter().filter(|job| waited(job) > TimeDelta::milliseconds(250)).count();
+        assert!(jobs.len() >= ROUNDS - 1 && late <= 1, "{jobs:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_makes_up_for_what_was_missed_one_by_one_in_the_order_of_the_times() {
+    const MINUTES: usize = 120;
+    let database = database().await;
+    let target = Receiver::ok();
+    let mut ring = ServeProcess::on(&database.url());
+    ring.start().await;
+    let job = json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": "k" });
+    created(&ring, json!({ "cron": "* * * * *", "catch_up": "all", "job": job })).await;
+    ring.kill();
+    due_since(&database, "true", &format!("date_trunc('minute', now()) - interval '{MINUTES} minutes'"))
+        .await;
+
+    ring.start().await;
+
+    let made = jobs_when(&ring, "http", MINUTES).await;
+    let mut ended = Vec::new();
+    for job in &made {
+        ended.push(ring.wait_for_end(&string(&job["id"])).await);
+    }
+    ended.sort_by_key(|job| time(&job["started_at"]));
+    let planned: Vec<_> = ended.iter().map(|job| time(&job["scheduled_for"])).collect();
+    assert!(planned.is_sorted(), "{planned:?}");
+    assert_every(TimeDelta::minutes(1), &times_of(&ended));
+    let beside = ended.windows(2).find(|pair| time(&pair[0]["finished_at"]) > time(&pair[1]["started_at"]));
+    assert_eq!(beside, None);
 }
 
 #[tokio::test]

@@ -1,70 +1,16 @@
 //! `ringback worker` and `ringback verify worker`, as the real program: what becomes of jobs, whatever happens to a worker.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use crate::harness::client::{Client, list, string};
+use crate::harness::client::{Client, string};
 use crate::harness::process::ServeProcess;
 use crate::harness::service::{API_KEY, database};
+use crate::harness::worker::Worker;
 use crate::harness::{Ringback, eventually};
-
-/// A worker that ends with its test, and with the test process however that ends: the guard kills it when its input closes.
-struct Worker {
-    child: Option<Child>,
-    guard: Child,
-}
-
-impl Worker {
-    /// `sh -c script` for each job of the kind `do`.
-    fn start(url: &str, options: &[&str], script: &str) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_ringback"))
-            .args(["worker", "--kind", "do"])
-            .args(options)
-            .args(["--", "sh", "-c", script])
-            .env("RINGBACK_URL", url)
-            .env("RINGBACK_API_KEY", API_KEY)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let guard = Command::new("sh")
-            .args(["-c", "read _; kill -KILL \"$1\" 2>/dev/null", "guard", &child.id().to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh starts");
-        Self { child: Some(child), guard }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it runs");
-        kill_process(Pid::from_child(child), signal).expect("it runs");
-    }
-
-    fn wait(mut self) -> (Option<i32>, String) {
-        let Output { status, stderr, .. } =
-            self.child.take().expect("it runs").wait_with_output().expect("it ends");
-        (status.code(), String::from_utf8_lossy(&stderr).into_owned())
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // First of all, or it would kill whoever has the number next.
-        let _ = self.guard.kill();
-        let _ = self.guard.wait();
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
 
 fn job(input: Value) -> Value {
     json!({ "kind": "do", "input": input, "backoff": {"initial_s": 0.01, "max_s": 0.01} })
@@ -232,62 +178,6 @@ async fn a_worker_outlives_a_restart_of_the_service() {
     );
     let next = ring.submit(job(json!({}))).await;
     assert_eq!(ring.wait_for_end(&next).await["status"], "succeeded");
-}
-
-#[tokio::test]
-async fn eight_workers_of_which_one_is_killed_every_moment_lose_nothing_and_record_each_result_once() {
-    const JOBS: usize = 2000;
-    let ring = Ringback::start().await;
-    // A job's fence against doing harm twice is its id; here each run just tells which job it was.
-    let script = r#"cat > /dev/null; echo "\"$RINGBACK_JOB_ID\"""#;
-    let options = ["--concurrency", "8", "--lease-s", "2"];
-    let mut workers: Vec<Worker> = (0..8).map(|_| Worker::start(&ring.url(), &options, script)).collect();
-    for _ in 0..JOBS / 500 {
-        let mut one = job(json!({}));
-        // Who is killed three times over the same job would park it.
-        one["max_attempts"] = json!(50);
-        ring.post("/v1/jobs/batch", json!({ "jobs": vec![one; 500] })).await.expect(202);
-    }
-
-    let mut killed = 0;
-    loop {
-        let left = ring.get("/v1/jobs?status=running&limit=1").await.expect(200).json();
-        let waiting = ring.get("/v1/jobs?status=queued&limit=1").await.expect(200).json();
-        let retrying = ring.get("/v1/jobs?status=retrying&limit=1").await.expect(200).json();
-        if [left, waiting.clone(), retrying].iter().all(|page| list(page).is_empty()) {
-            break;
-        }
-        if !list(&waiting).is_empty() {
-            let place = killed % workers.len();
-            workers[place].signal(Signal::KILL);
-            workers[place] = Worker::start(&ring.url(), &options, script);
-            killed += 1;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    }
-
-    assert!(killed >= 3, "killed {killed} times");
-    let told = async || {
-        let sql = "SELECT (SELECT count(*) FROM ringback.job_ends WHERE status = 1),
-            (SELECT count(*) FROM ringback.job_ends),
-            (SELECT count(DISTINCT data) FROM ringback.events WHERE type = 'job.succeeded'),
-            (SELECT count(*) FROM ringback.job_attempts WHERE outcome = 1),
-            (SELECT count(*) FROM ringback.job_attempts WHERE outcome <> 1)";
-        let row: (i64, i64, i64, i64, i64) =
-            sqlx::query_as(sql).fetch_one(&mut ring.sql().await).await.expect("an answer");
-        row
-    };
-    let (succeeded, ended, events, attempts, lost) = told().await;
-    let all = JOBS as i64;
-    assert_eq!(
-        (succeeded, ended, events, attempts),
-        (all, all, all, all),
-        "each result once; {lost} runs were lost"
-    );
-    let page = ring.get("/v1/jobs?limit=250").await.expect(200).json();
-    let results: BTreeMap<String, Value> =
-        list(&page).iter().map(|job| (string(&job["id"]), job["result"].clone())).collect();
-    assert!(results.iter().all(|(id, result)| result == id), "each has its own result");
 }
 
 #[test]
