@@ -16,6 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::config::{Config, Database};
+use crate::courtesy::Courtesy;
 use crate::db::batch::Batcher;
 use crate::db::embedded::{Embedded, EmbeddedError, EmbeddedOptions};
 use crate::db::gate::Gate;
@@ -248,6 +249,7 @@ impl App {
             publish: Batcher::new(BATCH_MAX),
             finish: Batcher::new(BATCH_MAX),
             record: Batcher::new(BATCH_MAX),
+            courtesy: Courtesy::default(),
             bulk: Gate::new(BULK_MAX, BULK_OF_TENANT_MAX),
             hand_off: HandOff::new(HAND_OFF_MAX),
             waiters: Waiters::default(),

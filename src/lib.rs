@@ -31,6 +31,7 @@ pub mod workers;
 // What all of them stand on.
 pub mod backoff;
 pub mod clock;
+pub mod courtesy;
 pub mod db;
 pub mod fields;
 pub mod ids;

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::courtesy::Courtesy;
 use crate::db::Db;
 use crate::db::batch::Batcher;
-use crate::db::gate::Gate;
+use crate::db::gate::{Gate, Pass};
 use crate::deliveries::hand_off::HandOff;
 use crate::deliveries::store::Record;
 use crate::endpoints::book::EndpointBook;
@@ -80,6 +81,8 @@ pub struct Shared {
     pub record: Batcher<Record, bool>,
     /// Where requests that bring many jobs or events wait for their turn.
     pub bulk: Gate,
+    /// Who is loud.
+    pub courtesy: Courtesy,
     /// New deliveries, from the fan-out to the dispatcher of this process.
     pub hand_off: HandOff,
     /// Long polls.
@@ -179,6 +182,17 @@ impl Shared {
             now,
             outbound: self.client.policy(),
             operator: self.config.roles.executor.then_some(&*self.config.operator),
+        }
+    }
+
+    /// Leaves the gate for requests that bring much; a loud tenant keeps its place for a while.
+    pub fn leave(&self, pass: Pass) {
+        let pause = self.courtesy.pause_after(std::iter::once(pass.tenant()), pass.since().elapsed());
+        if let Some(pause) = pause {
+            self.tasks.start(async move {
+                tokio::time::sleep(pause.time).await;
+                drop(pass);
+            });
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::turns::Turns;
 use crate::ids::TenantId;
@@ -28,6 +29,19 @@ struct State {
 pub struct Pass {
     gate: Gate,
     tenant: TenantId,
+    since: Instant,
+}
+
+impl Pass {
+    /// Whose it is.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Inside since then.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
 }
 
 impl Gate {
@@ -52,7 +66,7 @@ impl Gate {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.free = state.free.saturating_sub(1);
         *state.inside.entry(tenant).or_default() += 1;
-        Pass { gate: self.clone(), tenant }
+        Pass { gate: self.clone(), tenant, since: Instant::now() }
     }
 
     /// Changes the state, and lets in who may enter now.
@@ -67,7 +81,7 @@ impl Gate {
                 let Some((tenant, sender)) = waiting.pop(may) else { break };
                 state.free -= 1;
                 *state.inside.entry(tenant).or_default() += 1;
-                entering.push((sender, Pass { gate: self.clone(), tenant }));
+                entering.push((sender, Pass { gate: self.clone(), tenant, since: Instant::now() }));
             }
         }
         for (sender, pass) in entering {

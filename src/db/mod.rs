@@ -186,7 +186,14 @@ impl Db {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("-- db::ping\nSELECT 1").execute(&self.pool).await?;
+        Self::ask(&self.pool).await
+    }
+
+    /// The smallest question there is, to a pool such as [`Self::lone_connection`].
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn ask(pool: &PgPool) -> Result<(), StoreError> {
+        sqlx::query("-- db::ping\nSELECT 1").execute(pool).await?;
         Ok(())
     }
 

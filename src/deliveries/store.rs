@@ -135,7 +135,9 @@ pub async fn due(
     .fetch_all(db.pool())
     .await?;
     let mut page = DuePage { more: rows.len() >= limit, ..DuePage::default() };
-    rows.iter().for_each(|row| page.push(row, late));
+    for row in &rows {
+        page.push(row, late);
+    }
     Ok(page)
 }
 

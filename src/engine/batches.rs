@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::db::batch::Tenanted;
 use crate::events;
 use crate::jobs::lease_store::Then;
 use crate::jobs::{finish as job_finish, store as job_store};
@@ -31,10 +32,11 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
 /// Published events become rows, and the fan-out hears of them.
 pub async fn publish(shared: Arc<Shared>, stop: Stop) {
     let flush = |batch: Arc<Vec<events::publish::Publish>>| {
-        let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
+        let (db, wakeups, courtesy) = (shared.db.clone(), shared.wakeups.clone(), shared.clone());
         async move {
             let answers = events::publish::write(&db, &batch).await?;
             wakeups.events.notify_one();
+            courtesy.courtesy.note_published(batch.iter().map(Tenanted::tenant));
             Ok(answers)
         }
     };

@@ -21,7 +21,7 @@ use crate::endpoints::expression::{EventContext, EventFacts};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
 use crate::events;
 use crate::events::store::{Facts, Numbered, Rest};
-use crate::ids::DeliveryId;
+use crate::ids::{DeliveryId, TenantId};
 use crate::shared::Shared;
 use crate::supervisor::Stop;
 
@@ -44,6 +44,7 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let mut soon_until = Instant::now();
     let (mut row, mut portion) = (Row::default(), Portion::default());
     loop {
+        let began = Instant::now();
         let done = match round(&shared, &mut row, &mut portion).await {
             Ok(done) => done,
             Err(error) => {
@@ -51,12 +52,17 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                 Done::default()
             }
         };
+        let way = shared.courtesy.pause_after(done.tenants.iter().copied(), began.elapsed());
+        if let (Some(way), false) = (way, stop.drain.is_cancelled()) {
+            // Of no use to wait for where a quiet tenant brings something.
+            drop(tokio::time::timeout(way.time, shared.courtesy.came.notified()).await);
+        }
         if done.more && !stop.drain.is_cancelled() {
             continue;
         }
         // What comes meanwhile shares the next commit.
-        tokio::time::sleep(rest_after(done.events, Portion::EVENTS_MAX).min(REST_MAX)).await;
-        if done.events > 0 {
+        tokio::time::sleep(rest_after(done.tenants.len(), Portion::EVENTS_MAX).min(REST_MAX)).await;
+        if !done.tenants.is_empty() {
             soon_until = Instant::now() + SOON_FOR;
         }
         let poll = if Instant::now() < soon_until { POLL_SOON } else { POLL };
@@ -93,8 +99,9 @@ impl Portion {
     const DELIVERIES: usize = 200;
     const EVENTS_MAX: usize = 1000;
 
-    fn events(&self) -> i64 {
-        self.0 as i64
+    /// `crowded`: somebody quiet may come while a loud one's are under way.
+    fn events(&self, crowded: bool) -> i64 {
+        if crowded { self.0.div_ceil(4) as i64 } else { self.0 as i64 }
     }
 
     /// Learns from a batch. It shrinks at once, and grows to the double at most.
@@ -113,10 +120,10 @@ impl Default for Portion {
 }
 
 /// What a round did.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Done {
-    /// So many events got their positions.
-    events: usize,
+    /// The tenants of the events that got their positions, one for each event.
+    tenants: Vec<TenantId>,
     /// There is more.
     more: bool,
 }
@@ -125,12 +132,12 @@ struct Done {
 async fn round(shared: &Shared, row: &mut Row, portion: &mut Portion) -> Result<Done, StoreError> {
     let mut done = Done::default();
     if events::store::is_waiting(&shared.db).await? {
-        let asked = portion.events();
-        let (numbered, created) = fan_out(shared, row, portion).await?;
+        let asked = portion.events(shared.courtesy.is_asked_for());
+        let (tenants, created) = fan_out(shared, row, portion, asked).await?;
         if !created.is_empty() {
             row.gap = !hand_over(shared, Created { due: created, gap: row.gap });
         }
-        done = Done { events: numbered, more: numbered as i64 >= asked };
+        done = Done { more: tenants.len() as i64 >= asked, tenants };
     }
     let (rest, created) = rest_of(shared).await?;
     // None of these is ordered, so it does not matter where they stand.
@@ -156,9 +163,10 @@ async fn fan_out(
     shared: &Shared,
     row: &mut Row,
     portion: &mut Portion,
-) -> Result<(usize, Vec<Due>), StoreError> {
+    asked: i64,
+) -> Result<(Vec<TenantId>, Vec<Due>), StoreError> {
     let mut tx = shared.db.begin().await?;
-    let numbered = events::store::number(&mut tx, portion.events()).await?;
+    let numbered = events::store::number(&mut tx, asked).await?;
     refresh(shared).await?;
     let plans: Vec<Plan<'_>> = numbered.iter().map(|event| Plan::of(shared, event)).collect();
     let wanted: Vec<_> = plans
@@ -178,7 +186,7 @@ async fn fan_out(
     portion.learn(numbered.len(), made.count());
     shared.event_bells.ring(numbered.iter().map(|event| event.tenant));
     shared.wakeups.log_elsewhere(numbered.iter().map(|event| event.tenant.uuid()));
-    Ok((numbered.len(), made.due()))
+    Ok((numbered.iter().map(|event| event.tenant).collect(), made.due()))
 }
 
 /// One piece of a large fan-out. `true`: there may be more.
@@ -358,18 +366,18 @@ mod tests {
     #[test]
     fn a_portion_follows_the_number_of_receivers() {
         let mut portion = Portion::default();
-        assert_eq!(portion.events(), 200);
+        assert_eq!(portion.events(false), 200);
         portion.learn(200, 500_000);
-        assert_eq!(portion.events(), 1, "many receivers each: one event at a time");
+        assert_eq!(portion.events(false), 1, "many receivers each: one event at a time");
         for expected in [2, 4, 8] {
             portion.learn(1, 1);
-            assert_eq!(portion.events(), expected);
+            assert_eq!(portion.events(false), expected);
         }
         (0..10).for_each(|_| portion.learn(8, 80));
-        assert_eq!(portion.events(), 20);
+        assert_eq!(portion.events(false), 20);
         (0..10).for_each(|_| portion.learn(20, 0));
-        assert_eq!(portion.events(), 1000, "nobody is told: only the log's work counts");
+        assert_eq!(portion.events(false), 1000, "nobody is told: only the log's work counts");
         portion.learn(0, 0);
-        assert_eq!(portion.events(), 1000);
+        assert_eq!(portion.events(false), 1000);
     }
 }

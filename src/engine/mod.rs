@@ -3,6 +3,7 @@
 //! | loop | role | woken by | at the latest |
 //! |---|---|---|---|
 //! | `heartbeat` | all | cancel | 1 s |
+//! | `feel_strain` | all | – | 1 s; 10 ms while a loud tenant works beside a quiet one |
 //! | `tell_nodes` | all | bells for other nodes | – |
 //! | `hear_nodes` | all | other nodes, SQL | – |
 //! | `reap_nodes` | all | – | 1 s |
@@ -27,6 +28,7 @@ pub mod dispatch;
 pub mod expire_leases;
 pub mod fan_out;
 pub mod feed_replays;
+pub mod feel_strain;
 pub mod fire_schedules;
 pub mod hear_nodes;
 pub mod heartbeat;
@@ -62,6 +64,7 @@ pub fn start(supervisor: &mut Supervisor, shared: &Arc<Shared>) {
     let roles = shared.config.roles;
     start!(Base, heartbeat);
     start!(Base, tell_nodes);
+    start!(Work, feel_strain);
     // Two flushers where somebody waits: while one batch's commit is in flight, the next one forms and goes.
     for _ in 0..2 {
         start!(Base, "accept", batches::accept);

@@ -122,9 +122,11 @@ async fn publish_all(
     first: impl FnOnce(&[Option<StoredEvent>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
+    let (tenant, count, held) = (pass.tenant(), drafts.len(), shared.clone());
     let publish = async move {
         let published = publish::publish_all(&db, drafts, key, first).await;
-        drop(pass);
+        held.courtesy.note_published(std::iter::repeat_n(tenant, count));
+        held.leave(pass);
         published
     };
     let published = shared.tasks.run(publish).await??;

@@ -90,9 +90,11 @@ async fn create_all(
     first: impl FnOnce(&[Option<StoredJob>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
+    let (tenant, count, held) = (pass.tenant(), accepts.len(), shared.clone());
     let create = async move {
         let created = create::create(&db, accepts, key, first).await;
-        drop(pass);
+        held.courtesy.note(std::iter::repeat_n(tenant, count));
+        held.leave(pass);
         created
     };
     let created = shared.tasks.run(create).await??;

@@ -22,7 +22,7 @@ const LINE: &[&[&str]] = &[
     &["tenants", "secrets", "idempotency", "nodes"],
     &["telemetry", "keyfile", "receivers"],
     &["config", "db"],
-    &["operator"],
+    &["operator", "courtesy"],
     &[
         "backoff",
         "clock",

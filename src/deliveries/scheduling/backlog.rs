@@ -93,14 +93,19 @@ impl Backlog {
         self.waiting.push_front(due);
     }
 
-    /// Asked for once, when little is left: where it goes on from.
-    pub(super) fn wants_refill(&mut self, full: bool) -> Option<Option<DueCursor>> {
+    /// Where a refill goes on from.
+    pub(super) fn cursor(&self) -> Option<DueCursor> {
+        self.cursor
+    }
+
+    /// Asked for once, when little is left.
+    pub(super) fn wants_refill(&mut self, full: bool) -> bool {
         let wants = self.more && !self.refilling && self.waiting.len() < self.room(full) / 4;
         if wants {
             self.refilling = true;
             self.more = false;
         }
-        wants.then_some(self.cursor)
+        wants
     }
 
     /// A refill came; `more`: there is still more in the database, behind `cursor`.

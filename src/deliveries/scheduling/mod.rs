@@ -245,8 +245,8 @@ impl Schedule {
         let full = self.is_full();
         let Some(target) = self.targets.get_mut(&at) else { return };
         for kind in Kind::BOTH {
-            if let Some(cursor) = target.wants_refill(kind, full) {
-                self.wants.refills.push(((at, kind), cursor));
+            if target.wants_refill(kind, full) {
+                self.wants.refills.push(((at, kind), target.refill_from(kind)));
             }
         }
         if target.listed {

@@ -99,6 +99,10 @@ impl Key {
 
 /// One receiver.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent marks; an enum would have to hold their product"
+)]
 pub(super) struct Target {
     policy: Policy,
     live: Backlog,
@@ -118,7 +122,10 @@ pub(super) struct Target {
     flying: usize,
     replays_in_flight: usize,
     unproven_in_flight: usize,
+    /// Until its rate allows the next one.
     hold_until: Moment,
+    /// Until it is called again after a failure.
+    left_alone_until: Moment,
     failures: u32,
     opened: u32,
     /// A timer is set for this moment.
@@ -152,6 +159,7 @@ impl Default for Target {
             replays_in_flight: 0,
             unproven_in_flight: 0,
             hold_until: Moment::ZERO,
+            left_alone_until: Moment::ZERO,
             failures: 0,
             opened: 0,
             timer_at: None,
@@ -199,7 +207,7 @@ impl Target {
 
     /// May one of those aboard go on the wire?
     pub(super) fn may_fly(&self, now: Moment) -> bool {
-        self.aboard > 0 && self.flying < self.limit() && now >= self.hold_until
+        self.aboard > 0 && self.flying < self.limit() && now >= self.left_alone_until
     }
 
     /// One of those aboard goes.
@@ -222,9 +230,9 @@ impl Target {
         }
         self.wake_keys(now);
         if self.has_live() || (self.replays_may() && !self.replays_parked && self.has_replays()) {
-            return Some(self.hold_until.max(now));
+            return Some(self.held_until().max(now));
         }
-        self.late_keys.iter().map(|(when, _)| (*when).max(self.hold_until)).min()
+        self.late_keys.iter().map(|(when, _)| (*when).max(self.held_until())).min()
     }
 
     /// Something live may go, if the receiver may be called.
@@ -260,6 +268,14 @@ impl Target {
         self.hold_until = self.hold_until.max(until);
     }
 
+    fn leave_alone(&mut self, until: Moment) {
+        self.left_alone_until = self.left_alone_until.max(until);
+    }
+
+    fn held_until(&self) -> Moment {
+        self.hold_until.max(self.left_alone_until)
+    }
+
     fn backlog(&mut self, kind: Kind) -> &mut Backlog {
         match kind {
             Kind::Live => &mut self.live,
@@ -277,14 +293,22 @@ impl Target {
         self.backlog(kind).refilled(more, cursor);
     }
 
+    /// Where its refill goes on from.
+    pub(super) fn refill_from(&self, kind: Kind) -> Option<DueCursor> {
+        match kind {
+            Kind::Live => self.live.cursor(),
+            Kind::Replays => self.replays.cursor(),
+        }
+    }
+
     /// Refills begin at the beginning again.
     pub(super) fn rewind(&mut self) {
         self.live.rewind();
         self.replays.rewind();
     }
 
-    /// Asked for once; where it goes on from.
-    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> Option<Option<DueCursor>> {
+    /// Asked for once.
+    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> bool {
         self.backlog(kind).wants_refill(full)
     }
 
@@ -430,7 +454,9 @@ impl Target {
             Some(key) => {
                 self.busy.remove(&key);
                 self.keys.entry((key, kind)).or_default().waiting.push_front((*due, Moment::ZERO));
-                Kind::BOTH.into_iter().for_each(|kind| self.settle((key, kind)));
+                for kind in Kind::BOTH {
+                    self.settle((key, kind));
+                }
             }
         }
         self.leave(due)
@@ -498,24 +524,26 @@ impl Target {
             LandingAnswer::Overloaded(wait) => {
                 self.window = (self.window / 2).max(1);
                 if let Some(wait) = wait {
-                    self.hold(now + wait.min(HOLD_MAX));
+                    self.leave_alone(now + wait.min(HOLD_MAX));
                 }
             }
         }
         self.proven = false;
         self.failures = self.failures.saturating_add(1);
         // Those that were in flight when the breaker opened do not open it again.
-        if self.failures == BREAKER_FAILURES || (self.failures > BREAKER_FAILURES && now >= self.hold_until) {
+        if self.failures == BREAKER_FAILURES
+            || (self.failures > BREAKER_FAILURES && now >= self.left_alone_until)
+        {
             let open = BREAKER_FIRST.saturating_mul(1 << self.opened.min(6)).min(BREAKER_MAX);
             self.opened = self.opened.saturating_add(1);
             self.window = 1;
-            self.hold(now + open);
+            self.leave_alone(now + open);
         }
     }
 
     /// Until when the breaker is open; a moment that is past: it waits for the probe's answer. `None`: closed.
     pub(super) fn open_until(&self) -> Option<Moment> {
-        (self.failures >= BREAKER_FAILURES).then_some(self.hold_until)
+        (self.failures >= BREAKER_FAILURES).then_some(self.left_alone_until)
     }
 
     /// Nothing to remember: no work, and no memory of a bad time.

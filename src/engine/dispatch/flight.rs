@@ -37,7 +37,9 @@ pub(super) struct Boarded {
 impl Flight {
     /// Loads a batch. `landed`: former flights that need not be remembered any more.
     pub(super) async fn load(self, batch: Vec<Due>, landed: Vec<Uuid>) {
+        let began = Instant::now();
         let loaded = store::take_off(&self.shared.db, self.shared.node_id(), self.id, &batch, &landed).await;
+        let took = began.elapsed();
         let (loaded, again_in) = match loaded {
             Ok(loaded) => (loaded, None),
             Err(error) => {
@@ -49,7 +51,7 @@ impl Flight {
         // What is not there any more was ended elsewhere, or its lane is another node's.
         let there: HashSet<DeliveryId> = loaded.iter().map(|loaded| loaded.due.id).collect();
         let missing = batch.into_iter().filter(|due| !there.contains(&due.id)).collect();
-        self.tell(News::Loaded { flight: self.id, loaded, missing, again_in });
+        self.tell(News::Loaded { flight: self.id, took, loaded, missing, again_in });
     }
 
     /// Sends one of it, and writes down what came of it.

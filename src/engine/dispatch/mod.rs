@@ -62,7 +62,13 @@ enum News {
     /// A delivery is not in flight any more, and its row tells so.
     Landed { due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: Landed },
     /// A batch is loaded, but for those that were `missing`: they are not due here, or are again after this time.
-    Loaded { flight: Uuid, loaded: Vec<Loaded>, missing: Vec<Due>, again_in: Option<Duration> },
+    Loaded {
+        flight: Uuid,
+        took: Duration,
+        loaded: Vec<Loaded>,
+        missing: Vec<Due>,
+        again_in: Option<Duration>,
+    },
     /// The receiver answered, or was not called; what came of it is being recorded.
     Answered { due: Due, answer: (LandingAnswer, Duration) },
     /// A look-up is done.
@@ -347,8 +353,9 @@ impl Dispatcher {
     fn hear(&mut self, news: News) {
         match news {
             News::Looked(result) => self.looked(result),
-            News::Loaded { flight, loaded, missing, again_in } => {
+            News::Loaded { flight, took, loaded, missing, again_in } => {
                 self.loading -= 1;
+                self.give_way(&loaded, took);
                 self.loaded(flight, loaded);
                 let answer = LandingAnswer::NotCalled;
                 for due in missing {
@@ -372,6 +379,17 @@ impl Dispatcher {
         }
     }
 
+    /// Pauses where a loud tenant's batches would keep a quiet one waiting.
+    fn give_way(&mut self, loaded: &[Loaded], took: Duration) {
+        let tenants = || loaded.iter().map(|loaded| loaded.due.tenant);
+        self.shared.courtesy.note(tenants());
+        if let Some(pause) = self.shared.courtesy.pause_after(tenants(), took) {
+            let now = Instant::now();
+            self.last_tenants = HashSet::from([pause.tenant]);
+            self.rest = Rest { at_least: now, until: self.rest.until.max(now + pause.time) };
+        }
+    }
+
     fn loaded(&mut self, flight: Uuid, loaded: Vec<Loaded>) {
         let mut of: HashSet<TargetRef> = HashSet::new();
         let since = Instant::now();
@@ -380,7 +398,9 @@ impl Dispatcher {
             of.insert(at);
             self.aboard.entry(at).or_default().push_back(Boarded { flight, loaded, since });
         }
-        of.into_iter().for_each(|at| self.board(at));
+        for at in of {
+            self.board(at);
+        }
     }
 
     fn landed(&mut self, due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: &Landed) {

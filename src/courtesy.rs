@@ -1,0 +1,215 @@
+//! How long the work of a loud tenant pauses, so that quiet ones that are active feel nothing of it.
+//!
+//! Turns alone are not enough: a tenant that brings a hundred thousand events keeps every core busy for a minute, and each
+//! step of another's single event then waits for a core. So the loops that work in batches ask here after a batch that was
+//! mostly one tenant's, and rest for as long as it took, times a factor. The factor follows the strain that
+//! `engine::feel_strain` measures: a machine with cores to spare is not slowed down, and a tenant that is alone never is.
+//!
+//! The decisions stand in [`Crowd`], which is handed the time.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::ids::TenantId;
+
+/// Activity is counted over this time, and the one before it.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Fewer items than this are not loud.
+const LOUD_FROM: u32 = 200;
+/// A tenant is quiet beside one with so many times its items.
+const TIMES: u32 = 8;
+const FACTOR_MIN: f64 = 0.5;
+const FACTOR_FIRST: f64 = 4.0;
+const FACTOR_MAX: f64 = 40.0;
+/// Whoever is loud goes on after this time in any case.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Who is active, and how loud.
+#[derive(Debug)]
+struct Crowd {
+    now: HashMap<TenantId, u32>,
+    before: HashMap<TenantId, u32>,
+    began: Instant,
+    factor: f64,
+}
+
+impl Crowd {
+    fn new(now: Instant) -> Self {
+        Self { now: HashMap::new(), before: HashMap::new(), began: now, factor: FACTOR_FIRST }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let windows = now.duration_since(self.began).as_millis() / WINDOW.as_millis();
+        if windows > 0 {
+            self.before = std::mem::take(&mut self.now);
+            self.began = now;
+        }
+        if windows > 1 {
+            self.before.clear();
+        }
+    }
+
+    fn note(&mut self, tenants: impl Iterator<Item = TenantId>, now: Instant) {
+        self.turn(now);
+        for tenant in tenants {
+            *self.now.entry(tenant).or_default() += 1;
+        }
+    }
+
+    fn count(&self, tenant: TenantId) -> u32 {
+        let of = |window: &HashMap<TenantId, u32>| window.get(&tenant).copied().unwrap_or_default();
+        of(&self.now) + of(&self.before)
+    }
+
+    fn is_quiet_beside(&self, tenant: TenantId, count: u32) -> bool {
+        self.count(tenant).saturating_mul(TIMES) <= count
+    }
+
+    /// Is it loud, and is somebody quiet active as well?
+    fn is_loud(&self, tenant: TenantId) -> bool {
+        let count = self.count(tenant);
+        count >= LOUD_FROM
+            && self.now.keys().chain(self.before.keys()).any(|other| self.is_quiet_beside(*other, count))
+    }
+
+    /// The loudest one, if somebody is quiet beside it.
+    fn loud(&self) -> Option<TenantId> {
+        self.now
+            .keys()
+            .chain(self.before.keys())
+            .copied()
+            .max_by_key(|one| self.count(*one))
+            .filter(|one| self.is_loud(*one))
+    }
+
+    /// Whose batch it mostly was.
+    fn mostly(tenants: impl Iterator<Item = TenantId>) -> Option<TenantId> {
+        let (mut counts, mut all) = (HashMap::<TenantId, usize>::new(), 0);
+        for tenant in tenants {
+            *counts.entry(tenant).or_default() += 1;
+            all += 1;
+        }
+        counts.into_iter().find(|(_, count)| count * 2 > all).map(|(tenant, _)| tenant)
+    }
+
+    fn learn(&mut self, strained: bool) {
+        let times = if strained { 1.25 } else { 0.97 };
+        self.factor = (self.factor * times).clamp(FACTOR_MIN, FACTOR_MAX);
+    }
+}
+
+/// Who is active, for all loops.
+#[derive(Debug)]
+pub struct Courtesy {
+    crowd: Mutex<Crowd>,
+    /// A quiet tenant has published something.
+    pub came: Notify,
+}
+
+/// A batch's loud tenant, and how long its work pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause {
+    /// Who is loud.
+    pub tenant: TenantId,
+    /// For so long; less if another tenant brings something.
+    pub time: Duration,
+}
+
+impl Default for Courtesy {
+    fn default() -> Self {
+        Self { crowd: Mutex::new(Crowd::new(Instant::now())), came: Notify::new() }
+    }
+}
+
+impl Courtesy {
+    fn lock(&self) -> MutexGuard<'_, Crowd> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes items of tenants, one each.
+    pub fn note(&self, tenants: impl Iterator<Item = TenantId>) {
+        self.lock().note(tenants, Instant::now());
+    }
+
+    /// Notes what was published, and calls whoever pauses if a quiet tenant is among them.
+    pub fn note_published(&self, tenants: impl Iterator<Item = TenantId> + Clone) {
+        let mut crowd = self.lock();
+        crowd.note(tenants.clone(), Instant::now());
+        let loud = crowd.loud();
+        drop(crowd);
+        if loud.is_some_and(|loud| tenants.into_iter().any(|tenant| tenant != loud)) {
+            self.came.notify_one();
+        }
+    }
+
+    /// The pause after a batch of these tenants that took so long; `None`: it goes on at once.
+    pub fn pause_after(&self, tenants: impl Iterator<Item = TenantId>, took: Duration) -> Option<Pause> {
+        let tenant = Crowd::mostly(tenants)?;
+        let mut crowd = self.lock();
+        crowd.turn(Instant::now());
+        crowd.is_loud(tenant).then(|| Pause { tenant, time: took.mul_f64(crowd.factor).min(PAUSE_MAX) })
+    }
+
+    /// Is somebody loud beside somebody quiet?
+    pub fn is_asked_for(&self) -> bool {
+        let mut crowd = self.lock();
+        crowd.turn(Instant::now());
+        crowd.loud().is_some()
+    }
+
+    /// Pauses grow while the machine is strained, and shrink while it is not. To be called every 10 ms. Answers how many
+    /// times as long as its work a pause is now.
+    pub fn learn(&self, strained: bool) -> f64 {
+        let mut crowd = self.lock();
+        crowd.learn(strained);
+        crowd.factor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenants(number: u128, count: usize) -> impl Iterator<Item = TenantId> + Clone {
+        std::iter::repeat_n(TenantId::from_uuid(uuid::Uuid::from_u128(number)), count)
+    }
+
+    #[test]
+    fn only_a_loud_tenant_beside_a_quiet_one_pauses() {
+        let courtesy = Courtesy::default();
+        let took = Duration::from_millis(2);
+        courtesy.note(tenants(1, 1000));
+        assert_eq!(courtesy.pause_after(tenants(1, 10), took), None, "it is alone");
+        courtesy.note(tenants(2, 900));
+        assert_eq!(courtesy.pause_after(tenants(1, 10), took), None, "the other is as loud");
+        courtesy.note(tenants(3, 5));
+        let pause = courtesy.pause_after(tenants(1, 10), took).expect("a quiet one is there");
+        assert_eq!(pause.time, took.mul_f64(FACTOR_FIRST));
+        assert_eq!(courtesy.pause_after(tenants(3, 1), took), None, "the quiet one does not");
+        assert_eq!(courtesy.pause_after(tenants(1, 5).chain(tenants(3, 5)), took), None, "a mixed batch");
+    }
+
+    #[test]
+    fn strain_makes_pauses_longer_within_bounds() {
+        let mut crowd = Crowd::new(Instant::now());
+        (0..100).for_each(|_| crowd.learn(true));
+        assert!((crowd.factor - FACTOR_MAX).abs() < 1e-9);
+        (0..1000).for_each(|_| crowd.learn(false));
+        assert!((crowd.factor - FACTOR_MIN).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_is_forgotten_after_two_windows() {
+        let start = Instant::now();
+        let mut crowd = Crowd::new(start);
+        crowd.note(tenants(1, 1000).chain(tenants(2, 1)), start);
+        crowd.turn(start + WINDOW);
+        assert!(crowd.loud().is_some());
+        crowd.turn(start + WINDOW * 3);
+        assert!(crowd.loud().is_none());
+    }
+}
