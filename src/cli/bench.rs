@@ -1,7 +1,7 @@
 //! `ringback bench`: what this machine does with Ringback, and what it costs, against a bare loop in the same run.
 //!
 //! Starts everything itself: a fresh PostgreSQL and the service as a child process for each scenario (`site`), a load
-//! (`load`) and a receiver (`receiver`) in this process. `bench/README.md` says what the figures mean.
+//! (`load`), a receiver (`receiver`) and a worker (`worker`) in this process. `bench/README.md` says what the figures mean.
 //! Everything stays on 127.0.0.1. Called by `cli`; talks to the service by HTTP only.
 //!
 //! Invariant: whatever ends it, no process and no file of it stays; what it found wrong makes the exit code 1.
@@ -10,17 +10,21 @@ mod api;
 mod bare;
 mod beside;
 mod figures;
+mod lease;
 mod load;
+mod marks;
 mod measure;
 mod meter;
 mod phase;
 mod procs;
 mod receiver;
 mod report;
+mod requests;
 mod scenario;
 mod site;
 mod stats_store;
 mod wire;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

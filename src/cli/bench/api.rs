@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 
-use super::scenario::{post, publish_batch};
+use super::requests::{post, publish_batch};
 use super::wire::{Wire, status};
 use crate::cli::Failure;
 use crate::db::Db;

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 
 use super::procs;
 use super::receiver;
-use super::stats_store::{self, Counters};
+use super::stats_store::{self, Counters, Ends};
 use crate::cli::Failure;
 
 /// Reads everything that counts up.
@@ -78,6 +78,22 @@ impl Meter {
         match &mut self.connection {
             Some(connection) => stats_store::jobs(connection).await.map_err(refused),
             None => Ok(0),
+        }
+    }
+
+    /// How the jobs ended that the database holds.
+    pub(super) async fn ends(&mut self) -> Result<Ends, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::ends(connection).await.map_err(refused),
+            None => Ok(Ends::default()),
+        }
+    }
+
+    /// Are there events that have no position in the log yet?
+    pub(super) async fn has_new_events(&mut self) -> Result<bool, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::has_new_events(connection).await.map_err(refused),
+            None => Ok(false),
         }
     }
 

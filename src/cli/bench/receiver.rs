@@ -1,6 +1,7 @@
 //! The receiver of callbacks and events, and the target of `http` jobs: notes when what arrived, and answers 200 at once.
 //!
-//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, anything else is counted.
+//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, anything else is counted. What the bench's
+//! worker is handed (`worker`) is noted here too.
 //!
 //! One thread with a runtime of its own, named `bench-receive`, so that its CPU can be told from the rest. Matching of
 //! arrivals with what was accepted comes later, when nothing is measured any more.
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
+use super::marks::{ItemKey, item_key};
 use super::wire::{Message, Wire, header};
 use crate::signing::{SignedHeaders, SigningSecret, VerifyError, verify};
 
@@ -32,15 +34,6 @@ const CONNECTIONS_MAX: u32 = 4096;
 const LOOK_WITHIN: usize = 200;
 /// After the last one is there, a duplicate gets so long to show up.
 const SETTLE: Duration = Duration::from_millis(300);
-
-/// The 26 letters of a job's or an event's id.
-pub(super) type ItemKey = [u8; 26];
-
-/// Finds `mark` and takes the letters of the id behind it. An empty mark is nowhere.
-pub(super) fn item_key(text: &[u8], mark: &[u8]) -> Option<ItemKey> {
-    let place = text.windows(mark.len().max(1)).position(|window| window == mark)?;
-    text.get(place + mark.len()..)?.first_chunk().copied()
-}
 
 /// What was noted of an arrival.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +59,29 @@ struct Log {
     window: Option<Window>,
     calls: u64,
     hanging: usize,
+}
+
+impl Log {
+    fn note(&mut self, arrival: Arrival) {
+        self.arrivals.push(arrival);
+        let count = self.arrivals.len();
+        if let Some(window) = self.window.as_ref().filter(|window| count.is_multiple_of(window.arrivals)) {
+            window.permits.add_permits(1);
+        }
+    }
+}
+
+/// Where the worker notes what it was handed.
+#[derive(Debug, Clone)]
+pub(super) struct Notes(Arc<Mutex<Log>>);
+
+impl Notes {
+    /// These jobs, now.
+    pub(super) fn handed_out(&self, jobs: impl IntoIterator<Item = ItemKey>) {
+        let at = Instant::now();
+        let mut log = lock(&self.0);
+        jobs.into_iter().for_each(|key| log.note(Arrival { key: Some(key), endpoint: 0, at }));
+    }
 }
 
 /// Lets the next one be sent when so many arrived.
@@ -111,6 +127,11 @@ impl Receiver {
     pub(super) fn reset(&self, window: Option<Window>) {
         let mut log = lock(&self.log);
         *log = Log { window, hanging: log.hanging, ..Log::default() };
+    }
+
+    /// For the worker.
+    pub(super) fn notes(&self) -> Notes {
+        Notes(self.log.clone())
     }
 
     /// How many requests hang now.
@@ -257,13 +278,9 @@ fn note(log: &Mutex<Log>, message: Message<'_>) {
         log.calls += 1;
         return;
     };
-    log.arrivals.push(Arrival { key, endpoint, at: Instant::now() });
-    let count = log.arrivals.len();
-    if count % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
+    log.note(Arrival { key, endpoint, at: Instant::now() });
+    if log.arrivals.len() % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
         log.samples.push(Sample { endpoint, head: message.head.to_vec(), body: message.body.to_vec() });
-    }
-    if let Some(window) = log.window.as_ref().filter(|window| count.is_multiple_of(window.arrivals)) {
-        window.permits.add_permits(1);
     }
 }
 

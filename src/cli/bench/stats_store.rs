@@ -58,6 +58,35 @@ pub(super) async fn jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Err
         .await
 }
 
+/// How jobs ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ends {
+    /// Jobs that have an end. The primary key of `job_ends` lets none have two.
+    pub(super) ended: i64,
+    /// Those that succeeded in their first hand-out.
+    pub(super) at_once: i64,
+}
+
+/// How the jobs ended that are stored.
+pub(super) async fn ends(connection: &mut PgConnection) -> Result<Ends, sqlx::Error> {
+    let row = sqlx::query(
+        "-- bench::stats_store::ends
+        SELECT count(*) AS ended, count(*) FILTER (WHERE status = 1 AND attempt = 1) AS at_once FROM ringback.job_ends",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Ends { ended: row.try_get("ended")?, at_once: row.try_get("at_once")? })
+}
+
+/// Are there events that fan-out has not seen?
+pub(super) async fn has_new_events(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- bench::stats_store::has_new_events\nSELECT EXISTS (SELECT FROM ringback.event_inbox)",
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// How many deliveries wait or are on their way.
 pub(super) async fn waiting_deliveries(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
