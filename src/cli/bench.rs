@@ -15,6 +15,7 @@ mod load;
 mod marks;
 mod measure;
 mod meter;
+mod others;
 mod phase;
 mod procs;
 mod receiver;
@@ -59,6 +60,9 @@ pub struct Options {
     /// Measure the top rate only
     #[arg(long)]
     top: bool,
+    /// How many events or jobs wait in scenarios with a backlog [default: as the scenario says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
+    waiting: Option<u32>,
     /// Connections that call the API
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
@@ -121,6 +125,7 @@ async fn measure_all(options: &Options, site: &mut Site) -> Result<Report, Failu
     let settings = Settings {
         duration: Duration::from_secs_f64(options.seconds),
         rate: options.rate,
+        waiting: options.waiting.map(|waiting| waiting as usize),
         top_only: options.top,
         callers: usize::from(options.callers),
         payload_bytes: options.payload_bytes as usize,

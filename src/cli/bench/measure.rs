@@ -31,6 +31,8 @@ pub(super) struct Settings {
     pub(super) duration: Duration,
     /// Items a second, in place of a share of the top rate, which then is not measured.
     pub(super) rate: Option<f64>,
+    /// What waits in a backlog, in place of the scenario's own number.
+    pub(super) waiting: Option<usize>,
     /// Only the top rate.
     pub(super) top_only: bool,
     pub(super) callers: usize,

@@ -97,6 +97,14 @@ impl Meter {
         }
     }
 
+    /// How many jobs wait to be handed out.
+    pub(super) async fn waiting_jobs(&mut self) -> Result<i64, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::waiting_jobs(connection).await.map_err(refused),
+            None => Ok(0),
+        }
+    }
+
     /// How many deliveries are not at their end.
     pub(super) async fn waiting_deliveries(&mut self) -> Result<i64, Failure> {
         match &mut self.connection {

@@ -49,6 +49,11 @@ pub(super) fn publish_batch(key: &str, event_type: &str, count: usize, payload_b
     post("/v1/events/batch", key, &format!(r#"{{"events":[{}]}}"#, vec![event.as_str(); count].join(",")))
 }
 
+/// A request that submits so many jobs of the worker's kind.
+pub(super) fn submit_batch(key: &str, count: usize, payload_bytes: usize) -> Bytes {
+    post("/v1/jobs/batch", key, &jobs(count, &payload(payload_bytes)))
+}
+
 /// A request that asks for jobs and waits for the first one.
 pub(super) fn take(key: &str, max: usize, wait_s: u32) -> Bytes {
     let body =
@@ -113,6 +118,7 @@ mod tests {
         let requests = items.map(|item| item.request("rbk_x", receiver, 300));
         let others = [
             publish_batch("rbk_x", "a.b", 3, 300),
+            submit_batch("rbk_x", 3, 300),
             take("rbk_x", 100, 1),
             report("rbk_x", &["lse_a".to_owned(), "lse_b".to_owned()]),
         ];

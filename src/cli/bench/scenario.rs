@@ -27,7 +27,7 @@ pub(super) enum Work {
     Rate(Item),
     /// One at a time with a pause between.
     Idle(Item),
-    /// Live events at a fixed rate, alone and then beside something else.
+    /// Live events or jobs at a fixed rate, alone and then beside something else.
     Beside(Beside),
     /// Jobs that a worker of the bench's own takes and ends.
     Lease(Leasing),
@@ -70,16 +70,18 @@ pub(super) struct Hands {
     pub(super) work: Duration,
 }
 
-/// Live events, and what else goes on.
+/// Live events or jobs, and what else goes on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Beside {
-    /// Endpoints that get each of the live events.
-    pub(super) endpoints: usize,
-    /// Live events a second.
+    /// What is live.
+    pub(super) item: Item,
+    /// Requests with it a second.
     pub(super) per_s: f64,
+    /// Who takes the live jobs.
+    pub(super) hands: Option<Hands>,
     /// What must not disturb them.
     pub(super) other: Other,
-    /// Their p99 from publish to arrival may grow by this factor.
+    /// Their p99 from publish to arrival, or from submit to hand-out, may grow by this factor.
     pub(super) times_at_most: f64,
 }
 
@@ -92,6 +94,8 @@ pub(super) enum Other {
     LoudTenant { events: usize },
     /// A hanging endpoint with very many events waiting.
     Backlog { waiting: usize, timeout_s: u32 },
+    /// Another tenant with very many jobs waiting, and who takes them all the time.
+    WaitingJobs { waiting: usize, hands: Hands },
 }
 
 /// A rate limit, and with how much it is put to the test.
@@ -166,8 +170,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "hung-endpoints",
         about: "100 events a second to 10 endpoints, beside 1,000 that hang, each with 50 events waiting",
         work: Work::Beside(Beside {
-            endpoints: 10,
+            item: Item::Event { endpoints: 10 },
             per_s: 100.0,
+            hands: None,
             other: Other::Hung { endpoints: 1000, waiting: 50, timeout_s: 5 },
             times_at_most: 2.0,
         }),
@@ -176,8 +181,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "loud-tenant",
         about: "50 events a second to one endpoint, beside another tenant that publishes 200,000 at once",
         work: Work::Beside(Beside {
-            endpoints: 1,
+            item: Item::Event { endpoints: 1 },
             per_s: 50.0,
+            hands: None,
             other: Other::LoudTenant { events: 200_000 },
             times_at_most: 2.0,
         }),
@@ -186,9 +192,24 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         name: "backlog-1m",
         about: "100 events a second to 10 endpoints, beside one that hangs with 1,000,000 waiting",
         work: Work::Beside(Beside {
-            endpoints: 10,
+            item: Item::Event { endpoints: 10 },
             per_s: 100.0,
+            hands: None,
             other: Other::Backlog { waiting: 1_000_000, timeout_s: 5 },
+            times_at_most: 2.0,
+        }),
+    },
+    Scenario {
+        name: "job-backlog-1m",
+        about: "10 jobs a second to a worker, beside another tenant that has 1,000,000 waiting for it",
+        work: Work::Beside(Beside {
+            item: Item::LeasedJob { batch: 1 },
+            per_s: 10.0,
+            hands: Some(Hands { connections: 4, max: 100, work: Duration::ZERO }),
+            other: Other::WaitingJobs {
+                waiting: 1_000_000,
+                hands: Hands { connections: 4, max: 100, work: Duration::from_millis(100) },
+            },
             times_at_most: 2.0,
         }),
     },

@@ -87,6 +87,13 @@ pub(super) async fn has_new_events(connection: &mut PgConnection) -> Result<bool
     .await
 }
 
+/// How many jobs wait to be handed out.
+pub(super) async fn waiting_jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("-- bench::stats_store::waiting_jobs\nSELECT count(*) FROM ringback.job_ready")
+        .fetch_one(connection)
+        .await
+}
+
 /// How many deliveries wait or are on their way.
 pub(super) async fn waiting_deliveries(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar(
