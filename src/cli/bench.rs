@@ -19,6 +19,7 @@ mod others;
 mod phase;
 mod procs;
 mod receiver;
+mod replay;
 mod report;
 mod requests;
 mod scenario;

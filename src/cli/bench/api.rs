@@ -51,35 +51,59 @@ impl Api {
         }
     }
 
-    /// The secret that signs callbacks.
-    pub(super) async fn callback_secret(&mut self) -> Result<SigningSecret, Failure> {
+    /// What a GET answers.
+    pub(super) async fn get(&mut self, path: &str) -> Result<Value, Failure> {
         let key = &self.key;
-        let request =
-            format!("GET /v1/callback-secret HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
-        secret_in(&self.call(request.as_bytes(), 200).await?)
+        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
+        self.call(request.as_bytes(), 200).await
     }
 
-    /// Makes endpoints for a topic; `more`: members of the body beside URL and topic. Returns their secrets.
+    /// What a POST answers with this status.
+    pub(super) async fn post(&mut self, path: &str, body: &str, expected: u16) -> Result<Value, Failure> {
+        let request = post(path, &self.key, body);
+        self.call(&request, expected).await
+    }
+
+    /// The secret that signs callbacks.
+    pub(super) async fn callback_secret(&mut self) -> Result<SigningSecret, Failure> {
+        secret_in(&self.get("/v1/callback-secret").await?)
+    }
+
+    /// Makes endpoints for a topic; `more`: members of the body beside URL and topic.
     pub(super) async fn endpoints(
         &mut self,
         count: usize,
         url: impl Fn(usize) -> String,
         event_type: &str,
         more: &str,
-    ) -> Result<Vec<SigningSecret>, Failure> {
-        let mut secrets = Vec::with_capacity(count);
+    ) -> Result<Vec<Endpoint>, Failure> {
+        let mut endpoints = Vec::with_capacity(count);
         for number in 0..count {
             let (url, types) = (json!(url(number)), json!([event_type]));
             let body = format!(r#"{{"url":{url},"event_types":{types}{more}}}"#);
-            secrets.push(secret_in(&self.call(&post("/v1/endpoints", &self.key, &body), 201).await?)?);
+            let made = self.post("/v1/endpoints", &body, 201).await?;
+            endpoints.push(Endpoint { id: text_in(&made, "id"), secret: secret_in(&made)? });
         }
-        Ok(secrets)
+        Ok(endpoints)
     }
 }
 
+/// An endpoint that was made.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    /// Its id.
+    pub(super) id: String,
+    /// What signs what it gets.
+    pub(super) secret: SigningSecret,
+}
+
+/// A text in an answer; empty when there is none.
+pub(super) fn text_in(answer: &Value, name: &str) -> String {
+    answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
 fn secret_in(answer: &Value) -> Result<SigningSecret, Failure> {
-    let secret = answer.get("secret").and_then(Value::as_str);
-    SigningSecret::parse(secret.unwrap_or_default()).map_err(failed)
+    SigningSecret::parse(&text_in(answer, "secret")).map_err(failed)
 }
 
 /// What there are many of.

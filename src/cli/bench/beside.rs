@@ -68,7 +68,8 @@ pub(super) async fn rate_limit(
     let url = |number| format!("http://{}/hook/{number}", run.receiver.address);
     let Limit { per_s, burst, seconds } = limit;
     let more = format!(r#","rate_limit":{{"per_s":{per_s},"burst":{burst}}}"#);
-    let secrets = api.endpoints(1, url, LIVE_TYPE, &more).await?;
+    let made = api.endpoints(1, url, LIVE_TYPE, &more).await?;
+    let secrets: Vec<_> = made.into_iter().map(|endpoint| endpoint.secret).collect();
     run.receiver.reset(None);
     let count = (burst + per_s * (seconds + 10)) as usize;
     let payload_bytes = run.settings.payload_bytes;

@@ -112,7 +112,8 @@ impl Run<'_> {
             Item::CalledBackJob => vec![api.callback_secret().await?],
             Item::Event { endpoints } => {
                 let url = |number| format!("http://{}/hook/{number}", receiver.address);
-                api.endpoints(endpoints, url, LIVE_TYPE, "").await?
+                let made = api.endpoints(endpoints, url, LIVE_TYPE, "").await?;
+                made.into_iter().map(|endpoint| endpoint.secret).collect()
             }
         };
         let plan = Plan {

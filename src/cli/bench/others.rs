@@ -1,6 +1,6 @@
 //! What goes on beside live events or jobs, and must not disturb them.
 //!
-//! Called by `beside`. Each sets its stage first, and then runs the phase of the live ones.
+//! Called by `beside`. Each sets its stage first, and then runs the phase of the live ones; a replay stands in `replay`.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,19 @@ use super::figures::Figures;
 use super::measure::Run;
 use super::meter::Meter;
 use super::phase::{self, Phase, Stage};
+use super::replay;
 use super::scenario::{Hands, Other};
 use super::worker::{Terms, Worker};
 use crate::cli::Failure;
 
 /// The topic of what goes on beside.
-const OTHER_TYPE: &str = "other.order";
+pub(super) const OTHER_TYPE: &str = "other.order";
 /// What waits needs no payload to speak of.
-const SMALL_PAYLOAD_BYTES: usize = 64;
+pub(super) const SMALL_PAYLOAD_BYTES: usize = 64;
 /// Setting the stage may take so long.
-const STAGE_PATIENCE: Duration = Duration::from_mins(10);
+pub(super) const STAGE_PATIENCE: Duration = Duration::from_mins(30);
 /// How often it is looked whether all deliveries were made.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs a phase beside the other.
 pub(super) async fn run(
@@ -41,6 +42,9 @@ pub(super) async fn run(
             beside_hanging(run, stage, phase, hanging, meter).await
         }
         Other::LoudTenant { events } => beside_loud(run, stage, phase, events, meter).await,
+        Other::Replay { failed, per_s } => {
+            replay::beside(run, stage, phase, (scaled(failed), per_s), meter).await
+        }
         Other::WaitingJobs { waiting, hands } => {
             beside_jobs(run, stage, phase, (scaled(waiting), hands), meter).await
         }

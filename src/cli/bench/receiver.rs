@@ -1,6 +1,7 @@
 //! The receiver of callbacks and events, and the target of `http` jobs: notes when what arrived, and answers 200 at once.
 //!
-//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, anything else is counted. What the bench's
+//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, `/broken` fails until it is mended, anything
+//! else is counted. What the bench's
 //! worker is handed (`worker`) is noted here too.
 //!
 //! One thread with a runtime of its own, named `bench-receive`, so that its CPU can be told from the rest. Matching of
@@ -29,6 +30,10 @@ const SAMPLE_EVERY: usize = 50;
 /// … and so many at most.
 const SAMPLES_MAX: usize = 400;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+const BAD_ANSWER: &[u8] = b"HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n";
+/// What is broken still answers one in so many well: after ten failures in a row it would be left alone for a while, and again
+/// if the probe after that failed.
+pub(super) const GOOD_EVERY: usize = 2;
 const CONNECTIONS_MAX: u32 = 4096;
 /// How far into a callback's body the id of its job is looked for.
 const LOOK_WITHIN: usize = 200;
@@ -59,6 +64,32 @@ struct Log {
     window: Option<Window>,
     calls: u64,
     hanging: usize,
+    broken: Broken,
+}
+
+/// What arrived at the receiver that fails until it is mended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Broken {
+    mended: bool,
+    /// Requests until it was mended.
+    pub(super) before: usize,
+    /// Requests since.
+    pub(super) since: usize,
+    /// The last one since.
+    pub(super) last: Option<Instant>,
+}
+
+impl Broken {
+    /// Counts a request. Is it answered well?
+    fn call(&mut self) -> bool {
+        if self.mended {
+            self.since += 1;
+            self.last = Some(Instant::now());
+            return true;
+        }
+        self.before += 1;
+        self.before.is_multiple_of(GOOD_EVERY)
+    }
 }
 
 impl Log {
@@ -126,7 +157,7 @@ impl Receiver {
     /// Forgets what arrived; from now on arrivals give permits to the window.
     pub(super) fn reset(&self, window: Option<Window>) {
         let mut log = lock(&self.log);
-        *log = Log { window, hanging: log.hanging, ..Log::default() };
+        *log = Log { window, hanging: log.hanging, broken: log.broken, ..Log::default() };
     }
 
     /// For the worker.
@@ -137,6 +168,21 @@ impl Receiver {
     /// How many requests hang now.
     pub(super) fn hanging(&self) -> usize {
         lock(&self.log).hanging
+    }
+
+    /// What the broken one got.
+    pub(super) fn broken(&self) -> Broken {
+        lock(&self.log).broken
+    }
+
+    /// From now on it answers well.
+    pub(super) fn mend(&self) {
+        lock(&self.log).broken = Broken { mended: true, ..Broken::default() };
+    }
+
+    /// From now on it fails.
+    pub(super) fn break_again(&self) {
+        lock(&self.log).broken = Broken::default();
     }
 
     /// How many requests were only counted.
@@ -251,6 +297,11 @@ async fn serve(stream: tokio::net::TcpStream, log: &Mutex<Log>) -> io::Result<()
             let gone = wire.read().await.map(drop);
             lock(log).hanging -= 1;
             return gone;
+        }
+        if message.head.starts_with(b"POST /broken") {
+            let good = lock(log).broken.call();
+            wire.send(if good { ANSWER } else { BAD_ANSWER }).await?;
+            continue;
         }
         note(log, message);
         wire.send(ANSWER).await?;

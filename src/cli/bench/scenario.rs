@@ -96,6 +96,8 @@ pub(super) enum Other {
     Backlog { waiting: usize, timeout_s: u32 },
     /// Another tenant with very many jobs waiting, and who takes them all the time.
     WaitingJobs { waiting: usize, hands: Hands },
+    /// A replay of failed deliveries to a receiver that was broken, at this pace at most.
+    Replay { failed: usize, per_s: u32 },
 }
 
 /// A rate limit, and with how much it is put to the test.
@@ -210,6 +212,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
                 waiting: 1_000_000,
                 hands: Hands { connections: 4, max: 100, work: Duration::from_millis(100) },
             },
+            times_at_most: 2.0,
+        }),
+    },
+    Scenario {
+        name: "replay-under-load",
+        about: "100 events a second to one endpoint, beside a replay of 100,000 failed deliveries to another",
+        work: Work::Beside(Beside {
+            item: Item::Event { endpoints: 1 },
+            per_s: 100.0,
+            hands: None,
+            other: Other::Replay { failed: 100_000, per_s: 10_000 },
             times_at_most: 2.0,
         }),
     },
