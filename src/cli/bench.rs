@@ -9,6 +9,7 @@
 mod api;
 mod bare;
 mod beside;
+mod burden;
 mod figures;
 mod lease;
 mod load;
@@ -49,7 +50,7 @@ const YARDSTICK: &str = "bare";
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which scenarios [default: all]; the bare loop is always measured
+    /// Which scenarios [default: all whose setup is short]; the bare loop is always measured
     #[arg(value_name = "SCENARIO", value_parser = PossibleValuesParser::new(SCENARIOS.iter().map(|one| one.name)))]
     scenarios: Vec<String>,
     /// How long each phase is
@@ -133,7 +134,7 @@ async fn measure_all(options: &Options, site: &mut Site) -> Result<Report, Failu
     };
     let chosen = |one: &&Scenario| {
         one.name == YARDSTICK
-            || options.scenarios.is_empty()
+            || (options.scenarios.is_empty() && !one.is_long)
             || options.scenarios.iter().any(|name| name == one.name)
     };
     let mut rows: Vec<Figures> = Vec::new();

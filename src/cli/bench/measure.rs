@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::api::Api;
 use super::bare::{self, Client};
 use super::beside;
+use super::burden;
 use super::figures::Figures;
 use super::lease;
 use super::load::{Pace, Plan};
@@ -83,6 +84,7 @@ pub(super) async fn service(
         Work::Idle(item) => run.idle(item, &mut meter).await?,
         Work::Lease(leasing) => lease::run(&run, leasing, &mut meter).await?,
         Work::Beside(beside) => beside::run(&run, beside, &mut meter).await?,
+        Work::Burdened(burdened) => burden::run(&run, burdened, &mut meter).await?,
         Work::RateLimit(limit) => beside::rate_limit(&run, limit, &mut meter).await?,
     };
     let version = meter.version.clone();

@@ -141,6 +141,6 @@ impl Reading {
     }
 }
 
-fn refused(error: sqlx::Error) -> Failure {
+pub(super) fn refused(error: sqlx::Error) -> Failure {
     Failure { text: format!("the bench cannot ask its database: {error}"), code: 69 }
 }

@@ -14,6 +14,8 @@ pub(super) struct Scenario {
     pub(super) name: &'static str,
     /// For people.
     pub(super) about: &'static str,
+    /// Takes long to set up, so it is measured only when it is named.
+    pub(super) is_long: bool,
     /// What is done.
     pub(super) work: Work,
 }
@@ -31,6 +33,8 @@ pub(super) enum Work {
     Beside(Beside),
     /// Jobs that a worker of the bench's own takes and ends.
     Lease(Leasing),
+    /// The top rate, without and then with a burden.
+    Burdened(Burdened),
     /// One endpoint gets more than it wants.
     RateLimit(Limit),
 }
@@ -100,6 +104,26 @@ pub(super) enum Other {
     Replay { failed: usize, per_s: u32 },
 }
 
+/// A top rate, and what may not lower it by much.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Burdened {
+    /// What is measured.
+    pub(super) item: Item,
+    /// What may not lower its rate by much.
+    pub(super) burden: Burden,
+    /// Without the burden the rate may be higher by this factor.
+    pub(super) times_at_most: f64,
+}
+
+/// What may not lower a rate by much.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Burden {
+    /// So many deliveries wait in all, for endpoints that hang until their timeout.
+    Backlog { endpoints: usize, waiting: usize, timeout_s: u32 },
+    /// A transaction elsewhere in the database holds a snapshot all the while.
+    HeldSnapshot,
+}
+
 /// A rate limit, and with how much it is put to the test.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Limit {
@@ -116,22 +140,31 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "bare",
         about: "a signed POST by the dispatcher's client to the receiver, nothing else",
+        is_long: false,
         work: Work::Bare(Client::Guarded),
     },
-    Scenario { name: "bare-reqwest", about: "the same by plain reqwest", work: Work::Bare(Client::Plain) },
+    Scenario {
+        name: "bare-reqwest",
+        about: "the same by plain reqwest",
+        is_long: false,
+        work: Work::Bare(Client::Plain),
+    },
     Scenario {
         name: "accept-only",
         about: "POST /v1/jobs, one job each, run by nobody",
+        is_long: false,
         work: Work::Rate(Item::StoredJob { batch: 1 }),
     },
     Scenario {
         name: "accept-batch",
         about: "POST /v1/jobs/batch, 100 jobs each, run by nobody",
+        is_long: false,
         work: Work::Rate(Item::StoredJob { batch: 100 }),
     },
     Scenario {
         name: "jobs-lease",
         about: "POST /v1/jobs/batch, 100 jobs each; one worker with 4 connections leases 100 at a time and reports",
+        is_long: false,
         work: Work::Lease(Leasing {
             batch: 100,
             hands: Hands { connections: 4, max: 100, work: Duration::ZERO },
@@ -141,36 +174,43 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "jobs-callback",
         about: "POST a job of kind http; it calls the receiver; its signed callback arrives",
+        is_long: false,
         work: Work::Rate(Item::CalledBackJob),
     },
     Scenario {
         name: "fanout-1",
         about: "POST /v1/events, one event each; it arrives at one endpoint",
+        is_long: false,
         work: Work::Rate(Item::Event { endpoints: 1 }),
     },
     Scenario {
         name: "fanout-10",
         about: "the same, at 10 endpoints",
+        is_long: false,
         work: Work::Rate(Item::Event { endpoints: 10 }),
     },
     Scenario {
         name: "fanout-1000",
         about: "the same, at 1,000 endpoints",
+        is_long: false,
         work: Work::Rate(Item::Event { endpoints: 1000 }),
     },
     Scenario {
         name: "idle-latency",
         about: "fanout-1, one at a time",
+        is_long: false,
         work: Work::Idle(Item::Event { endpoints: 1 }),
     },
     Scenario {
         name: "idle-callback",
         about: "jobs-callback, one at a time",
+        is_long: false,
         work: Work::Idle(Item::CalledBackJob),
     },
     Scenario {
         name: "hung-endpoints",
         about: "100 events a second to 10 endpoints, beside 1,000 that hang, each with 50 events waiting",
+        is_long: false,
         work: Work::Beside(Beside {
             item: Item::Event { endpoints: 10 },
             per_s: 100.0,
@@ -182,6 +222,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "loud-tenant",
         about: "50 events a second to one endpoint, beside another tenant that publishes 200,000 at once",
+        is_long: false,
         work: Work::Beside(Beside {
             item: Item::Event { endpoints: 1 },
             per_s: 50.0,
@@ -193,6 +234,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "backlog-1m",
         about: "100 events a second to 10 endpoints, beside one that hangs with 1,000,000 waiting",
+        is_long: true,
         work: Work::Beside(Beside {
             item: Item::Event { endpoints: 10 },
             per_s: 100.0,
@@ -204,6 +246,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "job-backlog-1m",
         about: "10 jobs a second to a worker, beside another tenant that has 1,000,000 waiting for it",
+        is_long: true,
         work: Work::Beside(Beside {
             item: Item::LeasedJob { batch: 1 },
             per_s: 10.0,
@@ -218,6 +261,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "replay-under-load",
         about: "100 events a second to one endpoint, beside a replay of 100,000 failed deliveries to another",
+        is_long: true,
         work: Work::Beside(Beside {
             item: Item::Event { endpoints: 1 },
             per_s: 100.0,
@@ -227,8 +271,29 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         }),
     },
     Scenario {
+        name: "backlog-5m",
+        about: "fanout-1 at its top rate, without and with 5,000,000 deliveries waiting for 1,000 endpoints that hang",
+        is_long: true,
+        work: Work::Burdened(Burdened {
+            item: Item::Event { endpoints: 1 },
+            burden: Burden::Backlog { endpoints: 1000, waiting: 5_000_000, timeout_s: 5 },
+            times_at_most: 1.25,
+        }),
+    },
+    Scenario {
+        name: "held-snapshot",
+        about: "fanout-1 at its top rate, without and with a transaction elsewhere that holds a snapshot",
+        is_long: false,
+        work: Work::Burdened(Burdened {
+            item: Item::Event { endpoints: 1 },
+            burden: Burden::HeldSnapshot,
+            times_at_most: 1.25,
+        }),
+    },
+    Scenario {
         name: "rate-limit",
         about: "an endpoint of 50 a second, with far more waiting, for a minute",
+        is_long: false,
         work: Work::RateLimit(Limit { per_s: 50, burst: 50, seconds: 60 }),
     },
 ];

@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, Connection, Row};
 
 /// Counters at one moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -85,6 +85,37 @@ pub(super) async fn has_new_events(connection: &mut PgConnection) -> Result<bool
     )
     .fetch_one(connection)
     .await
+}
+
+/// A transaction that holds a snapshot.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    connection: PgConnection,
+}
+
+impl Snapshot {
+    /// Takes one: from now on nothing that is deleted can be cleaned up.
+    pub(super) async fn take(url: &str) -> Result<Self, sqlx::Error> {
+        let (mut connection, _, _) = connect(url).await?;
+        sqlx::query("-- bench::stats_store::Snapshot::take\nBEGIN ISOLATION LEVEL REPEATABLE READ")
+            .execute(&mut connection)
+            .await?;
+        // The snapshot is that of the first query.
+        jobs(&mut connection).await?;
+        Ok(Self { connection })
+    }
+
+    /// Gives it back. Returns how many transactions wrote meanwhile.
+    pub(super) async fn release(mut self) -> Result<i64, sqlx::Error> {
+        let age = sqlx::query_scalar(
+            "-- bench::stats_store::Snapshot::release
+            SELECT age(backend_xmin)::int8 FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        self.connection.close().await?;
+        Ok(age)
+    }
 }
 
 /// How many jobs wait to be handed out.
