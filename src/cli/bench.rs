@@ -18,6 +18,7 @@ mod measure;
 mod meter;
 mod others;
 mod phase;
+mod plot;
 mod procs;
 mod receiver;
 mod replay;
@@ -77,7 +78,7 @@ pub struct Options {
     /// JSON for machines
     #[arg(long)]
     json: bool,
-    /// Write the report to this folder as well, as text and as JSON
+    /// Write the report to this folder as well, as text, as JSON and as a picture (SVG)
     #[arg(long, value_name = "FOLDER")]
     save: Option<PathBuf>,
     /// An empty database for the bench alone, which fills it [default: a fresh embedded one for each scenario]
@@ -198,5 +199,6 @@ fn save(folder: &Path, report: &Report, text: &str, json: &str) -> std::io::Resu
     std::fs::create_dir_all(folder)?;
     let name = format!("{}-{}cores", report.machine.date, report.machine.cores);
     std::fs::write(folder.join(format!("{name}.txt")), text)?;
-    std::fs::write(folder.join(format!("{name}.json")), format!("{json}\n"))
+    std::fs::write(folder.join(format!("{name}.json")), format!("{json}\n"))?;
+    std::fs::write(folder.join(format!("{name}.svg")), plot::svg(report))
 }
