@@ -1,7 +1,7 @@
 //! `ringback bench`: what this machine does with Ringback, and what it costs, against a bare loop in the same run.
 //!
 //! Starts everything itself: a fresh PostgreSQL and the service as a child process for each scenario (`site`), a load
-//! (`load`) and a receiver (`receiver`) in this process. `bench/README.md` says what the figures mean.
+//! (`load`), a receiver (`receiver`) and a worker (`worker`) in this process. `bench/README.md` says what the figures mean.
 //! Everything stays on 127.0.0.1. Called by `cli`; talks to the service by HTTP only.
 //!
 //! Invariant: whatever ends it, no process and no file of it stays; what it found wrong makes the exit code 1.
@@ -9,18 +9,26 @@
 mod api;
 mod bare;
 mod beside;
+mod burden;
 mod figures;
+mod lease;
 mod load;
+mod marks;
 mod measure;
 mod meter;
+mod others;
 mod phase;
+mod plot;
 mod procs;
 mod receiver;
+mod replay;
 mod report;
+mod requests;
 mod scenario;
 mod site;
 mod stats_store;
 mod wire;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +51,7 @@ const YARDSTICK: &str = "bare";
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Which scenarios [default: all]; the bare loop is always measured
+    /// Which scenarios [default: all whose setup is short]; the bare loop is always measured
     #[arg(value_name = "SCENARIO", value_parser = PossibleValuesParser::new(SCENARIOS.iter().map(|one| one.name)))]
     scenarios: Vec<String>,
     /// How long each phase is
@@ -55,6 +63,9 @@ pub struct Options {
     /// Measure the top rate only
     #[arg(long)]
     top: bool,
+    /// How many events or jobs wait in scenarios with a backlog [default: as the scenario says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
+    waiting: Option<u32>,
     /// Connections that call the API
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     callers: u16,
@@ -67,7 +78,7 @@ pub struct Options {
     /// JSON for machines
     #[arg(long)]
     json: bool,
-    /// Write the report to this folder as well, as text and as JSON
+    /// Write the report to this folder as well, as text, as JSON and as a picture (SVG)
     #[arg(long, value_name = "FOLDER")]
     save: Option<PathBuf>,
     /// An empty database for the bench alone, which fills it [default: a fresh embedded one for each scenario]
@@ -117,13 +128,14 @@ async fn measure_all(options: &Options, site: &mut Site) -> Result<Report, Failu
     let settings = Settings {
         duration: Duration::from_secs_f64(options.seconds),
         rate: options.rate,
+        waiting: options.waiting.map(|waiting| waiting as usize),
         top_only: options.top,
         callers: usize::from(options.callers),
         payload_bytes: options.payload_bytes as usize,
     };
     let chosen = |one: &&Scenario| {
         one.name == YARDSTICK
-            || options.scenarios.is_empty()
+            || (options.scenarios.is_empty() && !one.is_long)
             || options.scenarios.iter().any(|name| name == one.name)
     };
     let mut rows: Vec<Figures> = Vec::new();
@@ -187,5 +199,6 @@ fn save(folder: &Path, report: &Report, text: &str, json: &str) -> std::io::Resu
     std::fs::create_dir_all(folder)?;
     let name = format!("{}-{}cores", report.machine.date, report.machine.cores);
     std::fs::write(folder.join(format!("{name}.txt")), text)?;
-    std::fs::write(folder.join(format!("{name}.json")), format!("{json}\n"))
+    std::fs::write(folder.join(format!("{name}.json")), format!("{json}\n"))?;
+    std::fs::write(folder.join(format!("{name}.svg")), plot::svg(report))
 }

@@ -1,4 +1,4 @@
-//! Calls to the service that set the stage: endpoints, secrets, many events at once, another tenant.
+//! Calls to the service that set the stage: endpoints, secrets, many events or jobs at once, another tenant.
 //!
 //! Called by `measure` and `beside`. Their cost is counted nowhere, but for what goes on beside a measured load.
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 
-use super::scenario::{post, publish_batch};
+use super::requests::{post, publish_batch, submit_batch};
 use super::wire::{Wire, status};
 use crate::cli::Failure;
 use crate::db::Db;
@@ -18,10 +18,12 @@ use crate::secret::Secret;
 use crate::signing::SigningSecret;
 use crate::tenants::{self, key_hash, new_api_key};
 
-/// Events with each request of many.
-const EVENTS_PER_REQUEST: usize = 1000;
-/// Connections that publish many events.
-const PUBLISHERS: usize = 8;
+/// Events or jobs with each request of many.
+const MANY_PER_REQUEST: usize = 1000;
+/// Connections that send many of them.
+const SENDERS: usize = 8;
+/// The service reads its keys once a second.
+const KEYS_READ_WITHIN: Duration = Duration::from_secs(2);
 
 fn failed(text: impl std::fmt::Display) -> Failure {
     Failure { text: text.to_string(), code: 69 }
@@ -49,57 +51,93 @@ impl Api {
         }
     }
 
-    /// The secret that signs callbacks.
-    pub(super) async fn callback_secret(&mut self) -> Result<SigningSecret, Failure> {
+    /// What a GET answers.
+    pub(super) async fn get(&mut self, path: &str) -> Result<Value, Failure> {
         let key = &self.key;
-        let request =
-            format!("GET /v1/callback-secret HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
-        secret_in(&self.call(request.as_bytes(), 200).await?)
+        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\n\r\n");
+        self.call(request.as_bytes(), 200).await
     }
 
-    /// Makes endpoints for a topic; `more`: members of the body beside URL and topic. Returns their secrets.
+    /// What a POST answers with this status.
+    pub(super) async fn post(&mut self, path: &str, body: &str, expected: u16) -> Result<Value, Failure> {
+        let request = post(path, &self.key, body);
+        self.call(&request, expected).await
+    }
+
+    /// The secret that signs callbacks.
+    pub(super) async fn callback_secret(&mut self) -> Result<SigningSecret, Failure> {
+        secret_in(&self.get("/v1/callback-secret").await?)
+    }
+
+    /// Makes endpoints for a topic; `more`: members of the body beside URL and topic.
     pub(super) async fn endpoints(
         &mut self,
         count: usize,
         url: impl Fn(usize) -> String,
         event_type: &str,
         more: &str,
-    ) -> Result<Vec<SigningSecret>, Failure> {
-        let mut secrets = Vec::with_capacity(count);
+    ) -> Result<Vec<Endpoint>, Failure> {
+        let mut endpoints = Vec::with_capacity(count);
         for number in 0..count {
             let (url, types) = (json!(url(number)), json!([event_type]));
             let body = format!(r#"{{"url":{url},"event_types":{types}{more}}}"#);
-            secrets.push(secret_in(&self.call(&post("/v1/endpoints", &self.key, &body), 201).await?)?);
+            let made = self.post("/v1/endpoints", &body, 201).await?;
+            endpoints.push(Endpoint { id: text_in(&made, "id"), secret: secret_in(&made)? });
         }
-        Ok(secrets)
+        Ok(endpoints)
     }
 }
 
-fn secret_in(answer: &Value) -> Result<SigningSecret, Failure> {
-    let secret = answer.get("secret").and_then(Value::as_str);
-    SigningSecret::parse(secret.unwrap_or_default()).map_err(failed)
+/// An endpoint that was made.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    /// Its id.
+    pub(super) id: String,
+    /// What signs what it gets.
+    pub(super) secret: SigningSecret,
 }
 
-/// Many events of one topic.
+/// A text in an answer; empty when there is none.
+pub(super) fn text_in(answer: &Value, name: &str) -> String {
+    answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn secret_in(answer: &Value) -> Result<SigningSecret, Failure> {
+    SigningSecret::parse(&text_in(answer, "secret")).map_err(failed)
+}
+
+/// What there are many of.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind<'a> {
+    /// Events of a topic.
+    Events(&'a str),
+    /// Jobs of the worker's kind.
+    Jobs,
+}
+
+/// Many events or jobs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Many<'a> {
     pub(super) address: SocketAddr,
     pub(super) key: &'a str,
-    pub(super) event_type: &'a str,
+    pub(super) kind: Kind<'a>,
     pub(super) count: usize,
     pub(super) payload_bytes: usize,
 }
 
 impl Many<'_> {
-    /// Publishes them as fast as it goes. Returns how long it took.
-    pub(super) async fn publish(self) -> Result<Duration, Failure> {
+    /// Sends them as fast as it goes, by 1,000. Returns how long it took.
+    pub(super) async fn send_all(self) -> Result<Duration, Failure> {
         let began = Instant::now();
-        let requests = self.count.div_ceil(EVENTS_PER_REQUEST);
-        let size = self.count.min(EVENTS_PER_REQUEST);
-        let request = publish_batch(self.key, self.event_type, size, self.payload_bytes);
-        let share = |publisher: usize| requests / PUBLISHERS + usize::from(publisher < requests % PUBLISHERS);
-        let publishers = (0..PUBLISHERS).map(|publisher| self.send(request.clone(), share(publisher)));
-        futures_util::future::try_join_all(publishers).await?;
+        let requests = self.count.div_ceil(MANY_PER_REQUEST);
+        let size = self.count.min(MANY_PER_REQUEST);
+        let request = match self.kind {
+            Kind::Events(event_type) => publish_batch(self.key, event_type, size, self.payload_bytes),
+            Kind::Jobs => submit_batch(self.key, size, self.payload_bytes),
+        };
+        let share = |sender: usize| requests / SENDERS + usize::from(sender < requests % SENDERS);
+        let senders = (0..SENDERS).map(|sender| self.send(request.clone(), share(sender)));
+        futures_util::future::try_join_all(senders).await?;
         Ok(began.elapsed())
     }
 
@@ -112,11 +150,12 @@ impl Many<'_> {
     }
 }
 
-/// Makes another tenant, and returns its key. The service hears of it within about a second.
+/// Makes another tenant, and returns its key, which the service knows by then.
 pub(super) async fn another_tenant(url: &str) -> Result<Secret<String>, Failure> {
     let db = Db::new(PgConnectOptions::from_str(url).map_err(failed)?, 2);
     let key = new_api_key().map_err(failed)?;
     let tenant = tenants::store::create(&db, "another").await.map_err(failed)?;
     tenants::store::add_key(&db, tenant, "bench", &key_hash(key.expose())).await.map_err(failed)?;
+    tokio::time::sleep(KEYS_READ_WITHIN).await;
     Ok(key)
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::receiver::{ItemKey, item_key};
+use super::marks::{ItemKey, Marks};
 use super::wire::{Wire, status};
 
 /// The threads' names, at most 15 letters.
@@ -27,12 +27,15 @@ pub(super) const THREADS: [&str; 2] = ["bench-load", "bench-pace"];
 const BREATH: Duration = Duration::from_micros(200);
 /// How long an answer may take, and how long the open loop may lag behind, before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
+const ACCEPTED: u16 = 202;
 
 /// When requests are sent.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pace {
     /// Each caller sends the next one when its last one is answered, after this pause.
     Closed { pause: Duration },
+    /// So many in all, each when a caller's last one is answered.
+    Count { requests: u64 },
     /// So many a second, evenly, whatever the answers do.
     Open { per_s: f64 },
 }
@@ -44,8 +47,8 @@ pub(super) struct Plan {
     pub(super) address: SocketAddr,
     /// The whole request.
     pub(super) request: Bytes,
-    /// What stands before the id in an answer.
-    pub(super) mark: &'static [u8],
+    /// Where the ids in an answer are.
+    pub(super) marks: Marks,
     /// Connections.
     pub(super) callers: usize,
     /// When.
@@ -63,8 +66,6 @@ pub(super) struct Sent {
     pub(super) due: Instant,
     /// When its answer was there.
     pub(super) answered: Instant,
-    /// The first job or event in the answer.
-    pub(super) item: Option<ItemKey>,
 }
 
 /// What came of a plan.
@@ -74,6 +75,8 @@ pub(super) struct Load {
     pub(super) began: Instant,
     /// What was answered with 202.
     pub(super) accepted: Vec<Sent>,
+    /// The jobs or events in the answers, and when they were due.
+    pub(super) items: Vec<(ItemKey, Instant)>,
     /// Other statuses.
     pub(super) refused: BTreeMap<u16, u64>,
     /// Requests whose connection broke or that were not answered in time.
@@ -85,7 +88,7 @@ pub(super) struct Load {
 struct Gate {
     plan: Plan,
     began: Instant,
-    /// Open loop: how many requests there are in all, and how many were taken.
+    /// How many requests there are in all, and how many were taken.
     total: u64,
     taken: AtomicU64,
     due: Semaphore,
@@ -97,6 +100,7 @@ pub(super) async fn run(plan: Plan) -> io::Result<Load> {
     let total = match plan.pace {
         Pace::Open { per_s } => (per_s * plan.duration.as_secs_f64()).round() as u64,
         Pace::Closed { .. } => u64::MAX,
+        Pace::Count { requests } => requests,
     };
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new().name(THREADS[0].to_owned()).spawn(move || {
@@ -121,16 +125,24 @@ async fn call(plan: Plan, total: u64) -> io::Result<Load> {
     for wire in wires {
         callers.spawn(caller(gate.clone(), wire));
     }
-    let mut load = Load { began, accepted: Vec::new(), refused: BTreeMap::new(), broken: 0, unsent: 0 };
+    let mut load = Load {
+        began,
+        accepted: Vec::new(),
+        items: Vec::new(),
+        refused: BTreeMap::new(),
+        broken: 0,
+        unsent: 0,
+    };
     let mut sent = 0;
     while let Some(one) = callers.join_next().await {
         let one = one.map_err(io::Error::other)?;
         sent += one.accepted.len() as u64 + one.broken + one.refused.values().sum::<u64>();
         load.accepted.extend(one.accepted);
+        load.items.extend(one.items);
         load.broken += one.broken;
         one.refused.into_iter().for_each(|(status, count)| *load.refused.entry(status).or_default() += count);
     }
-    if matches!(gate.plan.pace, Pace::Open { .. }) {
+    if !matches!(gate.plan.pace, Pace::Closed { .. }) {
         load.unsent = total.saturating_sub(sent);
     }
     Ok(load)
@@ -166,6 +178,11 @@ impl Gate {
                 let now = Instant::now();
                 (now < end).then_some(now)
             }
+            Pace::Count { .. } => {
+                let number = self.taken.fetch_add(1, Ordering::Relaxed);
+                let now = Instant::now();
+                (number < self.total && now < end).then_some(now)
+            }
             Pace::Open { per_s } => {
                 // A closed gate has let all requests go; what was not taken yet is overdue.
                 if let Ok(permit) = self.due.acquire().await {
@@ -182,16 +199,21 @@ impl Gate {
 #[derive(Default)]
 struct Called {
     accepted: Vec<Sent>,
+    items: Vec<(ItemKey, Instant)>,
     refused: BTreeMap<u16, u64>,
     broken: u64,
 }
 
 async fn caller(gate: Arc<Gate>, mut wire: Wire) -> Called {
     let mut called = Called::default();
+    let mut found = Vec::with_capacity(gate.plan.marks.count);
     while let Some(due) = gate.next().await {
-        match tokio::time::timeout(PATIENCE, exchange(&mut wire, &gate.plan)).await {
-            Ok(Ok((202, item))) => called.accepted.push(Sent { due, answered: Instant::now(), item }),
-            Ok(Ok((status, _))) => *called.refused.entry(status).or_default() += 1,
+        match tokio::time::timeout(PATIENCE, exchange(&mut wire, &gate.plan, &mut found)).await {
+            Ok(Ok(ACCEPTED)) => {
+                called.accepted.push(Sent { due, answered: Instant::now() });
+                called.items.extend(found.drain(..).map(|key| (key, due)));
+            }
+            Ok(Ok(status)) => *called.refused.entry(status).or_default() += 1,
             Ok(Err(_)) | Err(_) => {
                 called.broken += 1;
                 match Wire::connect(gate.plan.address).await {
@@ -204,13 +226,17 @@ async fn caller(gate: Arc<Gate>, mut wire: Wire) -> Called {
     called
 }
 
-async fn exchange(wire: &mut Wire, plan: &Plan) -> io::Result<(u16, Option<ItemKey>)> {
+/// Returns the status. What was accepted is put into `found`.
+async fn exchange(wire: &mut Wire, plan: &Plan, found: &mut Vec<ItemKey>) -> io::Result<u16> {
     wire.send(&plan.request).await?;
     let Some(answer) = wire.read().await? else {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"));
     };
-    let beginning = &answer.body[..answer.body.len().min(64)];
-    Ok((status(answer.head), item_key(beginning, plan.mark)))
+    let status = status(answer.head);
+    if status == ACCEPTED {
+        found.extend(plan.marks.keys(answer.body));
+    }
+    Ok(status)
 }
 
 #[cfg(test)]
@@ -239,7 +265,7 @@ mod tests {
         let plan = Plan {
             address: listener.local_addr().expect("address"),
             request: Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n"),
-            mark: b"",
+            marks: Marks { before: b"", count: 1, apart: 0 },
             callers: 1,
             pace: Pace::Open { per_s: 200.0 },
             window: None,

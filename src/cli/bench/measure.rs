@@ -1,26 +1,30 @@
 //! One scenario: fresh database and service, a warm-up, then its phases.
 //!
-//! Called by `bench`. What a phase is stands in `phase`; scenarios of one load beside another in `beside`.
+//! Called by `bench`. What a phase is stands in `phase`; scenarios of one load beside another in `beside`, those of a worker
+//! in `lease`.
 
 use std::time::Duration;
 
 use super::api::Api;
 use super::bare::{self, Client};
 use super::beside;
+use super::burden;
 use super::figures::Figures;
+use super::lease;
 use super::load::{Pace, Plan};
 use super::meter::Meter;
 use super::phase::{self, Phase, Stage, WARM_UP, broken, cpu, empty};
 use super::receiver::Receiver;
-use super::scenario::{Item, LIVE_TYPE, Scenario, Work, callback_data};
+use super::requests::callback_data;
+use super::scenario::{Item, LIVE_TYPE, Scenario, Work};
 use super::site::Site;
 use crate::cli::Failure;
 
 /// Idle means that every thread has gone to sleep.
 const IDLE_PAUSE: Duration = Duration::from_millis(10);
 /// The share of the top rate at which latency is measured.
-const FIXED_SHARE: f64 = 0.5;
-const FULL_SPEED: Pace = Pace::Closed { pause: Duration::ZERO };
+pub(super) const FIXED_SHARE: f64 = 0.5;
+pub(super) const FULL_SPEED: Pace = Pace::Closed { pause: Duration::ZERO };
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,8 @@ pub(super) struct Settings {
     pub(super) duration: Duration,
     /// Items a second, in place of a share of the top rate, which then is not measured.
     pub(super) rate: Option<f64>,
+    /// What waits in a backlog, in place of the scenario's own number.
+    pub(super) waiting: Option<usize>,
     /// Only the top rate.
     pub(super) top_only: bool,
     pub(super) callers: usize,
@@ -76,7 +82,9 @@ pub(super) async fn service(
         Work::Bare(_) => Vec::new(),
         Work::Rate(item) => run.rate(item, &mut meter).await?,
         Work::Idle(item) => run.idle(item, &mut meter).await?,
+        Work::Lease(leasing) => lease::run(&run, leasing, &mut meter).await?,
         Work::Beside(beside) => beside::run(&run, beside, &mut meter).await?,
+        Work::Burdened(burdened) => burden::run(&run, burdened, &mut meter).await?,
         Work::RateLimit(limit) => beside::rate_limit(&run, limit, &mut meter).await?,
     };
     let version = meter.version.clone();
@@ -102,17 +110,18 @@ impl Run<'_> {
         let address = site.service()?.address;
         let mut api = Api::connect(address, site.key()).await?;
         let secrets = match item {
-            Item::StoredJob { .. } => Vec::new(),
+            Item::StoredJob { .. } | Item::LeasedJob { .. } => Vec::new(),
             Item::CalledBackJob => vec![api.callback_secret().await?],
             Item::Event { endpoints } => {
                 let url = |number| format!("http://{}/hook/{number}", receiver.address);
-                api.endpoints(endpoints, url, LIVE_TYPE, "").await?
+                let made = api.endpoints(endpoints, url, LIVE_TYPE, "").await?;
+                made.into_iter().map(|endpoint| endpoint.secret).collect()
             }
         };
         let plan = Plan {
             address,
             request: item.request(site.key(), receiver.address, settings.payload_bytes),
-            mark: item.mark(),
+            marks: item.marks(settings.payload_bytes),
             callers: item.callers(settings.callers),
             pace: FULL_SPEED,
             window: None,

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 
 use super::procs;
 use super::receiver;
-use super::stats_store::{self, Counters};
+use super::stats_store::{self, Counters, Ends};
 use crate::cli::Failure;
 
 /// Reads everything that counts up.
@@ -81,6 +81,30 @@ impl Meter {
         }
     }
 
+    /// How the jobs ended that the database holds.
+    pub(super) async fn ends(&mut self) -> Result<Ends, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::ends(connection).await.map_err(refused),
+            None => Ok(Ends::default()),
+        }
+    }
+
+    /// Are there events that have no position in the log yet?
+    pub(super) async fn has_new_events(&mut self) -> Result<bool, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::has_new_events(connection).await.map_err(refused),
+            None => Ok(false),
+        }
+    }
+
+    /// How many jobs wait to be handed out.
+    pub(super) async fn waiting_jobs(&mut self) -> Result<i64, Failure> {
+        match &mut self.connection {
+            Some(connection) => stats_store::waiting_jobs(connection).await.map_err(refused),
+            None => Ok(0),
+        }
+    }
+
     /// How many deliveries are not at their end.
     pub(super) async fn waiting_deliveries(&mut self) -> Result<i64, Failure> {
         match &mut self.connection {
@@ -117,6 +141,6 @@ impl Reading {
     }
 }
 
-fn refused(error: sqlx::Error) -> Failure {
+pub(super) fn refused(error: sqlx::Error) -> Failure {
     Failure { text: format!("the bench cannot ask its database: {error}"), code: 69 }
 }

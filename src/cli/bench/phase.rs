@@ -1,6 +1,6 @@
 //! One phase: a load, until all that it leads to has arrived, checked and counted.
 //!
-//! Called by `measure` and `beside`. CPU and bytes are counted until the last arrival (or a limit), so that no item's cost
+//! Called by `measure`, `lease` and `beside`. CPU and bytes are counted until the last arrival (or a limit), so that no item's cost
 //! falls into the next phase.
 //!
 //! Invariant: a phase's figures are told together with what went wrong in it.
@@ -13,9 +13,11 @@ use tokio::sync::Semaphore;
 
 use super::figures::{Cpu, Figures, Latency};
 use super::load::{self, Load, Pace, Plan};
+use super::marks::ItemKey;
 use super::meter::{Meter, Reading};
-use super::receiver::{ItemKey, Matched, Receiver, Window};
+use super::receiver::{Matched, Receiver, Window};
 use super::scenario::{Item, Scenario};
+use super::stats_store::Counters;
 use crate::cli::Failure;
 use crate::signing::SigningSecret;
 
@@ -60,7 +62,7 @@ pub(super) async fn run(stage: &Stage<'_>, phase: Phase, meter: &mut Meter) -> R
     let window = window.map(|window| window.permits);
     let load = load::run(Plan { pace, window, duration, ..stage.plan.clone() }).await.map_err(broken)?;
     if arrives {
-        receiver.wait_for(load.accepted.len() * item.arrivals(), DRAIN_PATIENCE).await;
+        receiver.wait_for(load.accepted.len() * item.per_request(), DRAIN_PATIENCE).await;
     }
     let after = meter.read().await?;
     let items = (load.accepted.len() * item.per_request()) as u64;
@@ -68,19 +70,17 @@ pub(super) async fn run(stage: &Stage<'_>, phase: Phase, meter: &mut Meter) -> R
         items,
         offered_per_s: match pace {
             Pace::Open { per_s } => Some(per_s * item.per_request() as f64),
-            Pace::Closed { .. } => None,
+            Pace::Closed { .. } | Pace::Count { .. } => None,
         },
         accept_ms: Latency::of(load.accepted.iter().map(|sent| sent.answered - sent.due)),
-        cpu: cpu(&before, &after, items),
-        commits: per(after.counters.transactions - before.counters.transactions, items)
-            .map(|one| one * 1000.0),
-        wal_bytes: per(after.counters.wal - before.counters.wal, items),
-        table_bytes: per(after.counters.tables - before.counters.tables, items),
         peak_memory_bytes: meter.peak_memory(),
-        others_cores: after.others_cores(&before),
-        ..empty(scenario, mode)
+        ..spent(scenario, mode, (&before, &after), items)
     };
-    let end = load.began + duration;
+    let end = match pace {
+        Pace::Open { .. } | Pace::Closed { .. } => load.began + duration,
+        Pace::Count { .. } => load.accepted.iter().map(|sent| sent.answered).max().unwrap_or(load.began),
+    };
+    let duration = end - load.began;
     check_load(&load, &mut figures.faults);
     if arrives {
         figures.rate_per_s = receiver.arrived_until(end) as f64 / duration.as_secs_f64();
@@ -100,12 +100,12 @@ pub(super) async fn run(stage: &Stage<'_>, phase: Phase, meter: &mut Meter) -> R
 fn window(stage: &Stage<'_>, pace: Pace) -> Option<Window> {
     let arrivals = stage.item.arrivals();
     let at_a_time = match pace {
-        Pace::Open { .. } => return None,
+        Pace::Open { .. } | Pace::Count { .. } => return None,
         Pace::Closed { .. } if arrivals == 0 => return None,
         Pace::Closed { .. } if stage.plan.callers == 1 => 1,
-        Pace::Closed { .. } => (ARRIVALS_WINDOW / arrivals).max(REQUESTS_WINDOW),
+        Pace::Closed { .. } => (ARRIVALS_WINDOW / stage.item.per_request()).max(REQUESTS_WINDOW),
     };
-    Some(Window { permits: Arc::new(Semaphore::new(at_a_time)), arrivals })
+    Some(Window { permits: Arc::new(Semaphore::new(at_a_time)), arrivals: stage.item.per_request() })
 }
 
 fn check_load(load: &Load, faults: &mut Vec<String>) {
@@ -123,8 +123,7 @@ fn check_load(load: &Load, faults: &mut Vec<String>) {
 
 fn check_arrivals(load: &Load, stage: &Stage<'_>, figures: &mut Figures) {
     let Stage { item, receiver, secrets, .. } = stage;
-    let sent: HashMap<ItemKey, Instant> =
-        load.accepted.iter().filter_map(|sent| Some((sent.item?, sent.due))).collect();
+    let sent: HashMap<ItemKey, Instant> = load.items.iter().copied().collect();
     let Matched { latencies, lost, duplicates, strangers, calls } = receiver.matched(&sent, item.arrivals());
     figures.arrival_ms = Latency::of(latencies);
     let mut fault = |count: usize, text: &str| {
@@ -132,11 +131,14 @@ fn check_arrivals(load: &Load, stage: &Stage<'_>, figures: &mut Figures) {
             figures.faults.push(format!("{count} {text}"));
         }
     };
-    fault(load.accepted.len() - sent.len(), "answers showed no id, or one that had been shown before");
+    fault(
+        load.accepted.len() * item.batch() - sent.len(),
+        "answers showed no id, or one that had been shown before",
+    );
     fault(lost, "were to arrive and did not in time");
     fault(duplicates, "arrived twice");
     // A request whose answer did not come may have been accepted all the same.
-    let unknown = load.broken as usize * item.arrivals();
+    let unknown = load.broken as usize * item.per_request();
     fault(strangers.saturating_sub(unknown), "arrived that nobody submitted");
     if *item == Item::CalledBackJob {
         fault(load.accepted.len().saturating_sub(calls as usize), "jobs did not call the receiver");
@@ -145,6 +147,25 @@ fn check_arrivals(load: &Load, stage: &Stage<'_>, figures: &mut Figures) {
     figures.signatures_verified = looked_at;
     if let Some(failure) = failure {
         figures.faults.push(format!("a signature does not verify: {failure}"));
+    }
+}
+
+/// Figures of what was spent between two readings.
+pub(super) fn spent(
+    scenario: Scenario,
+    mode: &'static str,
+    (before, after): (&Reading, &Reading),
+    items: u64,
+) -> Figures {
+    let counted = |one: fn(&Counters) -> i64| per(one(&after.counters) - one(&before.counters), items);
+    Figures {
+        items,
+        cpu: cpu(before, after, items),
+        commits: counted(|counters| counters.transactions).map(|one| one * 1000.0),
+        wal_bytes: counted(|counters| counters.wal),
+        table_bytes: counted(|counters| counters.tables),
+        others_cores: after.others_cores(before),
+        ..empty(scenario, mode)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The receiver of callbacks and events, and the target of `http` jobs: notes when what arrived, and answers 200 at once.
 //!
-//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, anything else is counted.
+//! `/callback` and `/hook/<endpoint>` are noted one by one, `/hang` never answers, `/broken` fails until it is mended, anything
+//! else is counted. What the bench's
+//! worker is handed (`worker`) is noted here too.
 //!
 //! One thread with a runtime of its own, named `bench-receive`, so that its CPU can be told from the rest. Matching of
 //! arrivals with what was accepted comes later, when nothing is measured any more.
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
+use super::marks::{ItemKey, item_key};
 use super::wire::{Message, Wire, header};
 use crate::signing::{SignedHeaders, SigningSecret, VerifyError, verify};
 
@@ -27,20 +30,15 @@ const SAMPLE_EVERY: usize = 50;
 /// … and so many at most.
 const SAMPLES_MAX: usize = 400;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+const BAD_ANSWER: &[u8] = b"HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n";
+/// What is broken still answers one in so many well: after ten failures in a row it would be left alone for a while, and again
+/// if the probe after that failed.
+pub(super) const GOOD_EVERY: usize = 2;
 const CONNECTIONS_MAX: u32 = 4096;
 /// How far into a callback's body the id of its job is looked for.
 const LOOK_WITHIN: usize = 200;
 /// After the last one is there, a duplicate gets so long to show up.
 const SETTLE: Duration = Duration::from_millis(300);
-
-/// The 26 letters of a job's or an event's id.
-pub(super) type ItemKey = [u8; 26];
-
-/// Finds `mark` and takes the letters of the id behind it. An empty mark is nowhere.
-pub(super) fn item_key(text: &[u8], mark: &[u8]) -> Option<ItemKey> {
-    let place = text.windows(mark.len().max(1)).position(|window| window == mark)?;
-    text.get(place + mark.len()..)?.first_chunk().copied()
-}
 
 /// What was noted of an arrival.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +64,55 @@ struct Log {
     window: Option<Window>,
     calls: u64,
     hanging: usize,
+    broken: Broken,
+}
+
+/// What arrived at the receiver that fails until it is mended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Broken {
+    mended: bool,
+    /// Requests until it was mended.
+    pub(super) before: usize,
+    /// Requests since.
+    pub(super) since: usize,
+    /// The last one since.
+    pub(super) last: Option<Instant>,
+}
+
+impl Broken {
+    /// Counts a request. Is it answered well?
+    fn call(&mut self) -> bool {
+        if self.mended {
+            self.since += 1;
+            self.last = Some(Instant::now());
+            return true;
+        }
+        self.before += 1;
+        self.before.is_multiple_of(GOOD_EVERY)
+    }
+}
+
+impl Log {
+    fn note(&mut self, arrival: Arrival) {
+        self.arrivals.push(arrival);
+        let count = self.arrivals.len();
+        if let Some(window) = self.window.as_ref().filter(|window| count.is_multiple_of(window.arrivals)) {
+            window.permits.add_permits(1);
+        }
+    }
+}
+
+/// Where the worker notes what it was handed.
+#[derive(Debug, Clone)]
+pub(super) struct Notes(Arc<Mutex<Log>>);
+
+impl Notes {
+    /// These jobs, now.
+    pub(super) fn handed_out(&self, jobs: impl IntoIterator<Item = ItemKey>) {
+        let at = Instant::now();
+        let mut log = lock(&self.0);
+        jobs.into_iter().for_each(|key| log.note(Arrival { key: Some(key), endpoint: 0, at }));
+    }
 }
 
 /// Lets the next one be sent when so many arrived.
@@ -110,12 +157,32 @@ impl Receiver {
     /// Forgets what arrived; from now on arrivals give permits to the window.
     pub(super) fn reset(&self, window: Option<Window>) {
         let mut log = lock(&self.log);
-        *log = Log { window, hanging: log.hanging, ..Log::default() };
+        *log = Log { window, hanging: log.hanging, broken: log.broken, ..Log::default() };
+    }
+
+    /// For the worker.
+    pub(super) fn notes(&self) -> Notes {
+        Notes(self.log.clone())
     }
 
     /// How many requests hang now.
     pub(super) fn hanging(&self) -> usize {
         lock(&self.log).hanging
+    }
+
+    /// What the broken one got.
+    pub(super) fn broken(&self) -> Broken {
+        lock(&self.log).broken
+    }
+
+    /// From now on it answers well.
+    pub(super) fn mend(&self) {
+        lock(&self.log).broken = Broken { mended: true, ..Broken::default() };
+    }
+
+    /// From now on it fails.
+    pub(super) fn break_again(&self) {
+        lock(&self.log).broken = Broken::default();
     }
 
     /// How many requests were only counted.
@@ -231,6 +298,11 @@ async fn serve(stream: tokio::net::TcpStream, log: &Mutex<Log>) -> io::Result<()
             lock(log).hanging -= 1;
             return gone;
         }
+        if message.head.starts_with(b"POST /broken") {
+            let good = lock(log).broken.call();
+            wire.send(if good { ANSWER } else { BAD_ANSWER }).await?;
+            continue;
+        }
         note(log, message);
         wire.send(ANSWER).await?;
     }
@@ -257,13 +329,9 @@ fn note(log: &Mutex<Log>, message: Message<'_>) {
         log.calls += 1;
         return;
     };
-    log.arrivals.push(Arrival { key, endpoint, at: Instant::now() });
-    let count = log.arrivals.len();
-    if count % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
+    log.note(Arrival { key, endpoint, at: Instant::now() });
+    if log.arrivals.len() % SAMPLE_EVERY == 1 && log.samples.len() < SAMPLES_MAX {
         log.samples.push(Sample { endpoint, head: message.head.to_vec(), body: message.body.to_vec() });
-    }
-    if let Some(window) = log.window.as_ref().filter(|window| count.is_multiple_of(window.arrivals)) {
-        window.permits.add_permits(1);
     }
 }
 

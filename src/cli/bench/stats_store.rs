@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, Connection, Row};
 
 /// Counters at one moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +54,73 @@ pub(super) async fn read(connection: &mut PgConnection) -> Result<Counters, sqlx
 /// How many jobs are stored.
 pub(super) async fn jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("-- bench::stats_store::jobs\nSELECT count(*) FROM ringback.jobs")
+        .fetch_one(connection)
+        .await
+}
+
+/// How jobs ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ends {
+    /// Jobs that have an end. The primary key of `job_ends` lets none have two.
+    pub(super) ended: i64,
+    /// Those that succeeded in their first hand-out.
+    pub(super) at_once: i64,
+}
+
+/// How the jobs ended that are stored.
+pub(super) async fn ends(connection: &mut PgConnection) -> Result<Ends, sqlx::Error> {
+    let row = sqlx::query(
+        "-- bench::stats_store::ends
+        SELECT count(*) AS ended, count(*) FILTER (WHERE status = 1 AND attempt = 1) AS at_once FROM ringback.job_ends",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Ends { ended: row.try_get("ended")?, at_once: row.try_get("at_once")? })
+}
+
+/// Are there events that fan-out has not seen?
+pub(super) async fn has_new_events(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "-- bench::stats_store::has_new_events\nSELECT EXISTS (SELECT FROM ringback.event_inbox)",
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// A transaction that holds a snapshot.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    connection: PgConnection,
+}
+
+impl Snapshot {
+    /// Takes one: from now on nothing that is deleted can be cleaned up.
+    pub(super) async fn take(url: &str) -> Result<Self, sqlx::Error> {
+        let (mut connection, _, _) = connect(url).await?;
+        sqlx::query("-- bench::stats_store::Snapshot::take\nBEGIN ISOLATION LEVEL REPEATABLE READ")
+            .execute(&mut connection)
+            .await?;
+        // The snapshot is that of the first query.
+        jobs(&mut connection).await?;
+        Ok(Self { connection })
+    }
+
+    /// Gives it back. Returns how many transactions wrote meanwhile.
+    pub(super) async fn release(mut self) -> Result<i64, sqlx::Error> {
+        let age = sqlx::query_scalar(
+            "-- bench::stats_store::Snapshot::release
+            SELECT age(backend_xmin)::int8 FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        self.connection.close().await?;
+        Ok(age)
+    }
+}
+
+/// How many jobs wait to be handed out.
+pub(super) async fn waiting_jobs(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("-- bench::stats_store::waiting_jobs\nSELECT count(*) FROM ringback.job_ready")
         .fetch_one(connection)
         .await
 }
