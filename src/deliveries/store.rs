@@ -11,7 +11,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::scheduling::{BacklogRef, HELD_PER_KEY_MAX, KeyRef, Kind, TargetRef};
+use super::scheduling::{BacklogRef, KeyRef, Kind, LINES_MAX, Line, LinesPage};
 use super::{Due, DueCursor, FailedDelivery, NewDelivery, lane_of};
 use crate::clock::Timestamp;
 use crate::db::batch::Tenanted;
@@ -197,8 +197,7 @@ pub async fn due_of(
             .fetch_all(db.pool())
             .await?;
         for row in &rows {
-            let place = usize::try_from(row.get::<i64, _>("place") - 1).unwrap_or(usize::MAX);
-            if let Some(page) = asked.get(place).and_then(|index| found.get_mut(*index)) {
+            if let Some(page) = asked.get(place_in_question(row)).and_then(|index| found.get_mut(*index)) {
                 page.push(row, late);
                 page.more = page.due.len() >= limit;
             }
@@ -210,48 +209,100 @@ pub async fn due_of(
 /// The first deliveries of an order key, live or replayed.
 #[derive(Debug, Clone)]
 pub struct KeyRows {
-    /// Of which receiver.
-    pub target: TargetRef,
-    /// Which key, and what of it.
-    pub line: (i64, Kind),
     /// In the order of their positions, each with the time until it is due.
     pub rows: Vec<(Due, Duration)>,
     /// There are no others.
     pub complete: bool,
 }
 
-/// The first deliveries of order keys, due or not: one that waits for its next try blocks those behind it. Keys without
-/// any are left out.
+/// The first deliveries of order keys, so many of each, due or not: one that waits for its next try blocks those behind
+/// it. In the order of the question.
 /// # Errors
 /// [`StoreError`].
-pub async fn heads_of_keys(db: &Db, keys: &[KeyRef]) -> Result<Vec<KeyRows>, StoreError> {
+pub async fn heads_of_keys(db: &Db, keys: &[(KeyRef, usize)]) -> Result<Vec<KeyRows>, StoreError> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query(
         "-- deliveries::store::heads_of_keys
-        SELECT q.*, CASE WHEN q.due_at = 'infinity' THEN 1e9 ELSE greatest(0, extract(epoch FROM q.due_at - now())) END::float8 AS wait_s
-        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $5::bool[]) AS k(tenant_id, target_id, order_key, is_replay) CROSS JOIN LATERAL (
+        SELECT k.place, q.*, CASE WHEN q.due_at = 'infinity' THEN 1e9 ELSE greatest(0, extract(epoch FROM q.due_at - now())) END::float8 AS wait_s
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bool[], $5::int8[]) WITH ORDINALITY
+          AS k(tenant_id, target_id, order_key, is_replay, heads, place) CROSS JOIN LATERAL (
           SELECT tenant_id, delivery_id, target_id, lane, order_key, position, is_replay, due_at FROM ringback.delivery_queue q
           WHERE q.target_id = k.target_id AND q.order_key = k.order_key AND q.is_replay = k.is_replay AND q.tenant_id = k.tenant_id
-          ORDER BY q.position LIMIT $4
+          ORDER BY q.position LIMIT k.heads
         ) q
-        ORDER BY q.target_id, q.order_key, q.is_replay, q.position",
+        ORDER BY k.place, q.position",
     )
-    .bind(keys.iter().map(|((tenant, _), _)| tenant.uuid()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|((_, target), _)| *target).collect::<Vec<_>>())
-    .bind(keys.iter().map(|(_, (key, _))| *key).collect::<Vec<_>>())
-    .bind(HELD_PER_KEY_MAX as i64)
-    .bind(keys.iter().map(|(_, (_, kind))| *kind == Kind::Replays).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(((tenant, _), _), _)| tenant.uuid()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(((_, target), _), _)| *target).collect::<Vec<_>>())
+    .bind(keys.iter().map(|((_, (key, _)), _)| *key).collect::<Vec<_>>())
+    .bind(keys.iter().map(|((_, (_, kind)), _)| *kind == Kind::Replays).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, heads)| *heads as i64).collect::<Vec<_>>())
     .fetch_all(db.pool())
     .await?;
-    let mut found: Vec<KeyRows> = Vec::new();
+    let mut found = vec![KeyRows { rows: Vec::new(), complete: true }; keys.len()];
     for row in &rows {
-        let due = read_due(row);
-        let (target, line) = ((due.tenant, due.target), (due.order.unwrap_or_default(), Kind::of(&due)));
-        if found.last().is_none_or(|last| (last.target, last.line) != (target, line)) {
-            found.push(KeyRows { target, line, rows: Vec::new(), complete: true });
+        let place = place_in_question(row);
+        if let (Some(of), Some((_, heads))) = (found.get_mut(place), keys.get(place)) {
+            of.rows.push((read_due(row), Duration::from_secs_f64(row.get("wait_s"))));
+            of.complete = of.rows.len() < *heads;
         }
-        if let Some(last) = found.last_mut() {
-            last.rows.push((due, Duration::from_secs_f64(row.get("wait_s"))));
-            last.complete = last.rows.len() < HELD_PER_KEY_MAX;
+    }
+    Ok(found)
+}
+
+fn place_in_question(row: &PgRow) -> usize {
+    usize::try_from(row.get::<i64, _>("place") - 1).unwrap_or(usize::MAX)
+}
+
+/// The order keys of receivers for which something waits, behind a line, as many as a receiver has in memory at most; in
+/// the order of the question. One step in the index for each, however much waits of it.
+/// # Errors
+/// [`StoreError`].
+pub async fn lines_behind(db: &Db, of: &[(BacklogRef, Option<Line>)]) -> Result<Vec<LinesPage>, StoreError> {
+    if of.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Before the first line is a place, and behind all positions of a line is one.
+    let behind = |line: Option<Line>| {
+        line.map_or((i64::MIN, Kind::Live, i64::MIN), |(key, kind)| (key, kind, i64::MAX))
+    };
+    let rows = sqlx::query(
+        "-- deliveries::store::lines_behind
+        SELECT a.place, l.order_key, l.is_replay, l.due_at <= now() AS is_due
+        FROM unnest($1::uuid[], $2::uuid[], $3::int8[], $4::bool[], $5::int8[]) WITH ORDINALITY AS a(tenant, target, key, replay, position, place)
+        CROSS JOIN LATERAL (
+          WITH RECURSIVE lines AS (
+            (SELECT q.order_key, q.is_replay, q.due_at, 1 AS number FROM ringback.delivery_queue q
+             WHERE q.target_id = a.target AND q.order_key IS NOT NULL AND q.tenant_id = a.tenant
+               AND (q.order_key, q.is_replay, q.position) > (a.key, a.replay, a.position)
+             ORDER BY q.order_key, q.is_replay, q.position LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM lines l CROSS JOIN LATERAL (
+              SELECT q.order_key, q.is_replay, q.due_at, l.number + 1 FROM ringback.delivery_queue q
+              WHERE q.target_id = a.target AND q.order_key IS NOT NULL AND q.tenant_id = a.tenant
+                AND (q.order_key, q.is_replay, q.position) > (l.order_key, l.is_replay, 9223372036854775807)
+              ORDER BY q.order_key, q.is_replay, q.position LIMIT 1
+            ) next WHERE l.number < $6
+          ) SELECT * FROM lines
+        ) l
+        ORDER BY a.place, l.number",
+    )
+    .bind(of.iter().map(|(((tenant, _), _), _)| tenant.uuid()).collect::<Vec<_>>())
+    .bind(of.iter().map(|(((_, target), _), _)| *target).collect::<Vec<_>>())
+    .bind(of.iter().map(|(_, line)| behind(*line).0).collect::<Vec<_>>())
+    .bind(of.iter().map(|(_, line)| behind(*line).1 == Kind::Replays).collect::<Vec<_>>())
+    .bind(of.iter().map(|(_, line)| behind(*line).2).collect::<Vec<_>>())
+    .bind(LINES_MAX as i32)
+    .fetch_all(db.pool())
+    .await?;
+    let mut found = vec![LinesPage::default(); of.len()];
+    for row in &rows {
+        if let Some(page) = found.get_mut(place_in_question(row)) {
+            let kind = if row.get("is_replay") { Kind::Replays } else { Kind::Live };
+            page.lines.push(((row.get("order_key"), kind), row.get("is_due")));
+            page.more = page.lines.len() >= LINES_MAX;
         }
     }
     Ok(found)

@@ -199,3 +199,42 @@ async fn what_is_sent_again_by_hand_takes_a_new_turn_in_its_line() {
         eventually("it arrived", async || ring.delivery(&first).await, |found| !failed(found)).await;
     assert_eq!(delivery["attempt"], 2);
 }
+
+#[tokio::test]
+async fn thousands_of_keys_wait_for_a_receiver_that_hangs_and_arrive_in_their_order() {
+    // Many more keys than are in memory for a receiver, and enough tries fail that its breaker opens once.
+    let (keys, each) = (2000, 2);
+    let ring = Ringback::start().await;
+    let hanging = (0..11).map(|_| Reply::Hang);
+    let receiver = Receiver::answering(hanging.chain([Reply::from(200).held()]));
+    let settings = json!({
+        "url": receiver.url("/"), "event_types": ["a.b"], "ordering": "key", "timeout_s": 0.2,
+        "retry": {"initial_s": 0.1, "factor": 1, "max_attempts": 100}
+    });
+    ring.post("/v1/endpoints", settings).await.expect(201);
+    for n in 0..each {
+        for half in 0..2 {
+            let event = |key| json!({ "type": "a.b", "data": {"key": key, "n": n}, "ordering_key": format!("key-{key}") });
+            let events: Vec<Value> = (half * keys / 2..(half + 1) * keys / 2).map(event).collect();
+            ring.post("/v1/events/batch", json!({ "events": events })).await.expect(202);
+        }
+    }
+    receiver.nth(12).await;
+    receiver.release();
+
+    let pending = async || ring.deliveries("status=pending&limit=1").await.len();
+    receiver.nth(keys * each).await;
+    eventually("nothing waits", pending, |pending| *pending == 0).await;
+    let mut arrived: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for request in receiver.received() {
+        let data = &request.json()["data"];
+        let number = |name: &str| data[name].as_u64().expect("a number");
+        arrived.entry(number("key")).or_default().push(number("n"));
+    }
+    assert_eq!(arrived.len(), keys);
+    for (key, mut order) in arrived {
+        assert!(order.is_sorted(), "one overtook another of key {key}: {order:?}");
+        order.dedup();
+        assert_eq!(order, (0..each as u64).collect::<Vec<_>>(), "of key {key}");
+    }
+}

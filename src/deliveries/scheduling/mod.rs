@@ -8,16 +8,21 @@
 //! not answered well yet share three quarters of the places, so that they cannot take the last ones from those that do,
 //! and have one turn of four.
 //! Replays share half of the places and a quarter of a receiver's window, and go where nothing live may.
+//! Of a receiver's order keys a bounded number is in memory (`keys`); the others have their turns from the database.
 //!
 //! Invariants: no receiver has more in flight than its cap; of one order key at most one is in flight, and it is the one
 //! that was published first (or, of what is replayed, the one that was queued first); whoever has work and may be called is reached within four rounds.
 
 mod backlog;
+mod keys;
+mod lines;
 mod ring;
 mod suspects;
 mod target;
 #[cfg(test)]
 mod tests;
+mod walk;
+mod wants;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -29,10 +34,13 @@ use super::{Due, DueCursor};
 use crate::ids::{DeliveryId, TenantId};
 use backlog::FLOOR;
 pub use backlog::Kind;
+use keys::{Changed, Room};
+pub use lines::{LINES_MAX, Line};
 use ring::Ring;
 use suspects::Suspects;
 use target::{HELD_MAX, Taken, Target};
-pub use target::{HELD_PER_KEY_MAX, Landing, LandingAnswer, Policy};
+pub use target::{Landing, LandingAnswer, Policy};
+pub use wants::{LinesPage, Wants};
 
 /// A moment: time since the dispatcher began.
 pub type Moment = Duration;
@@ -41,7 +49,7 @@ pub type TargetRef = (TenantId, Uuid);
 /// What waits for a receiver without an order: the live, or the replayed.
 pub type BacklogRef = (TargetRef, Kind);
 /// What waits of an order key of a receiver: the live, or the replayed.
-pub type KeyRef = (TargetRef, (i64, Kind));
+pub type KeyRef = (TargetRef, Line);
 
 /// What became of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,17 +60,6 @@ pub enum Offer {
     Known,
     /// It stays in the database; the receiver is refilled, or the key loaded, when there is room.
     Left,
-}
-
-/// What the schedule would like to have from the database.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// Receivers that have room again and more in the database, and where to go on from.
-    pub refills: Vec<(BacklogRef, Option<DueCursor>)>,
-    /// So many for each of them.
-    pub refill: usize,
-    /// Order keys whose first deliveries have to be looked up.
-    pub keys: Vec<KeyRef>,
 }
 
 /// The waiting deliveries of the lanes that this process owns.
@@ -76,6 +73,9 @@ pub struct Schedule {
     timers: BinaryHeap<Reverse<(Moment, TargetRef)>>,
     /// Waiting or in flight: what must not be taken from the database a second time.
     known: HashSet<DeliveryId>,
+    /// Lines in memory, of all receivers.
+    lines: usize,
+    lines_max: usize,
     in_flight: usize,
     replays_in_flight: usize,
     unproven_in_flight: usize,
@@ -105,6 +105,8 @@ impl Schedule {
             ring: VecDeque::new(),
             timers: BinaryHeap::new(),
             known: HashSet::new(),
+            lines: 0,
+            lines_max: LINES_MAX,
             in_flight: 0,
             replays_in_flight: 0,
             unproven_in_flight: 0,
@@ -147,14 +149,14 @@ impl Schedule {
     /// Adds a due delivery that was found in the database, in whatever order: earlier ones of its key may be there as well.
     pub fn offer_found(&mut self, due: Due, now: Moment) -> Offer {
         if let (Some(key), false) = (due.order, self.known.contains(&due.id)) {
-            self.targets.entry((due.tenant, due.target)).or_default().doubt_line((key, Kind::of(&due)));
+            self.targets.entry((due.tenant, due.target)).or_default().keys.doubt_line((key, Kind::of(&due)));
         }
         self.add(due, now, false)
     }
 
     /// What is offered next is perhaps not the next one of its key: some may be in the database that were not offered.
     pub fn doubt(&mut self) {
-        self.ordered.retain(|at| self.targets.get_mut(at).is_some_and(Target::doubt));
+        self.ordered.retain(|at| self.targets.get_mut(at).is_some_and(|target| target.keys.doubt()));
     }
 
     /// Adds what a refill brought; `more`: there is still more in the database, behind the cursor.
@@ -167,7 +169,8 @@ impl Schedule {
     ) {
         let mut left = false;
         for due in rows {
-            left = self.add(due, now, true) == Offer::Left || left;
+            // An ordered one that is left comes by its key: the walk behind the cursor is not for it.
+            left = (self.add(due, now, true) == Offer::Left && due.order.is_none()) || left;
         }
         if left {
             cursor = None;
@@ -182,20 +185,17 @@ impl Schedule {
         if self.known.contains(&due.id) {
             return Offer::Known;
         }
-        let full = self.is_full();
+        let room = self.room();
         let at = (due.tenant, due.target);
         let target = self.targets.entry(at).or_default();
-        let taken = match due.order {
-            Some(key) => {
-                self.ordered.insert(at);
-                let line = (key, Kind::of(&due));
-                let taken = target.offer_ordered(line, due, full);
-                if !taken && target.wants_key(line) {
-                    self.wants.keys.push((at, line));
-                }
-                taken
-            }
-            None => target.offer_free(due, full, refill),
+        let taken = if due.order.is_some() {
+            self.ordered.insert(at);
+            let (taken, changed) = target.keys.offer(due, room, now);
+            self.follow(at, changed);
+            self.list(at, now);
+            taken
+        } else {
+            target.offer_free(due, room.full, refill)
         };
         if !taken {
             return Offer::Left;
@@ -207,46 +207,71 @@ impl Schedule {
 
     /// Takes the first deliveries of an order key, in their order; `complete`: there are no others.
     pub fn key_loaded(&mut self, (at, line): KeyRef, rows: Vec<(Due, Moment)>, complete: bool, now: Moment) {
+        let room = self.room();
         let Some(target) = self.targets.get_mut(&at) else { return };
-        for id in target.load_key(line, rows, complete) {
-            self.known.insert(id);
-        }
-        if target.wants_key(line) {
-            self.wants.keys.push((at, line));
-        }
+        let changed = target.keys.load(line, (rows, complete), room, now);
+        self.follow(at, changed);
         self.list(at, now);
     }
 
     /// The load of a key failed: it is asked for again.
     pub fn key_not_loaded(&mut self, (at, line): KeyRef) {
+        let room = self.room();
         if let Some(target) = self.targets.get_mut(&at) {
-            target.forget_load(line);
-            if target.wants_key(line) {
-                self.wants.keys.push((at, line));
-            }
+            let changed = target.keys.load_again(line, room);
+            self.follow(at, changed);
         }
+    }
+
+    /// Takes in what a walk over the order keys of a receiver found, behind the line that was named when it was asked for.
+    pub fn walked(&mut self, (at, kind): BacklogRef, from: Option<Line>, page: &LinesPage, now: Moment) {
+        let room = self.room();
+        let Some(target) = self.targets.get_mut(&at) else { return };
+        let changed = target.keys.walked(kind, from, page, (room, now));
+        self.follow(at, changed);
+        self.list(at, now);
+    }
+
+    fn follow(&mut self, at: TargetRef, changed: Changed) {
+        self.known.extend(changed.kept);
+        for id in changed.dropped {
+            self.known.remove(&id);
+        }
+        self.wants.keys.extend(changed.asks.into_iter().map(|(line, heads)| ((at, line), heads)));
     }
 
     /// What is wanted from the database, once.
     pub fn wants(&mut self) -> Wants {
-        let mut wants = std::mem::take(&mut self.wants);
-        if let Some(each) = self.held_max.saturating_sub(self.known.len()).checked_div(wants.refills.len()) {
+        let mut wants = self.wants.piece();
+        if let Some(each) = self.held_max.saturating_sub(self.filled()).checked_div(wants.refills.len()) {
             wants.refill = each.clamp(FLOOR, HELD_MAX);
         }
         wants
     }
 
-    fn is_full(&self) -> bool {
-        self.known.len() >= self.held_max
+    /// A line takes a place in memory as well.
+    fn filled(&self) -> usize {
+        self.known.len() + self.lines
+    }
+
+    fn room(&self) -> Room {
+        let full = self.filled() >= self.held_max;
+        let lines = |max: usize| if full { max.min(FLOOR) } else { max };
+        Room { live: lines(self.lines_max), replays: lines((self.lines_max / 4).max(1)), full }
     }
 
     /// Puts a receiver that may be called now into the rings, or sets a timer for it.
     fn list(&mut self, at: TargetRef, now: Moment) {
-        let full = self.is_full();
+        let room = self.room();
         let Some(target) = self.targets.get_mut(&at) else { return };
+        let lines = target.keys.count();
+        self.lines = self.lines + lines - std::mem::replace(&mut target.lines_counted, lines);
         for kind in Kind::BOTH {
-            if target.wants_refill(kind, full) {
+            if target.wants_refill(kind, room.full) {
                 self.wants.refills.push(((at, kind), target.refill_from(kind)));
+            }
+            if target.keys.wants_walk(kind, room, now) {
+                self.wants.walks.push(((at, kind), target.keys.walk_from(kind)));
             }
         }
         if target.listed {
@@ -397,7 +422,7 @@ impl Schedule {
     /// One that was taken does not go after all: it waits again, before the others. Of several the last comes first.
     pub fn put_back(&mut self, due: &Due, now: Moment) {
         let at = (due.tenant, due.target);
-        let unproven = self.targets.get_mut(&at).is_some_and(|target| target.put_back(due));
+        let unproven = self.targets.get_mut(&at).is_some_and(|target| target.put_back(due, now));
         self.lands(due, unproven, now);
         self.list(at, now);
     }
@@ -418,33 +443,23 @@ impl Schedule {
         self.unpark(now);
     }
 
-    /// What came of it is on record, and its row tells what is next. Follows [`Self::answered`].
-    pub fn recorded(&mut self, due: &Due, landing: Landing, now: Moment) {
-        let at = (due.tenant, due.target);
+    /// What came of it is on record, and its row tells what is next. Follows [`Self::answered`]. `true`: it waits in memory;
+    /// if it waits at all else, it has to be looked for when it is due.
+    pub fn recorded(&mut self, due: &Due, landing: Landing, now: Moment) -> bool {
+        let (at, room) = ((due.tenant, due.target), self.room());
         self.known.remove(&due.id);
-        let Some(target) = self.targets.get_mut(&at) else { return };
-        let back = target.recorded(due, landing, now);
-        if let Some(id) = back.kept {
-            // The head of a key that waits for its next try stays in memory: it blocks the key.
-            self.known.insert(id);
-        }
-        for id in back.dropped {
-            self.known.remove(&id);
-        }
-        for line in due.order.into_iter().flat_map(|key| Kind::BOTH.map(|kind| (key, kind))) {
-            if target.wants_key(line) {
-                self.wants.keys.push((at, line));
-            }
-        }
-        if target.is_idle() && !target.is_memorable() {
+        let Some(target) = self.targets.get_mut(&at) else { return false };
+        let changed = target.recorded(due, landing, room, now);
+        self.follow(at, changed);
+        self.list(at, now);
+        if self.targets.get(&at).is_some_and(|target| target.is_idle() && !target.is_memorable()) {
             self.targets.remove(&at);
-        } else {
-            self.list(at, now);
         }
         if self.targets.len() > self.targets_max {
             self.targets.retain(|_, target| !target.is_idle());
             self.targets_max = (self.targets.len() * 2).max(TARGETS_MAX);
         }
+        self.known.contains(&due.id)
     }
 
     fn unpark(&mut self, now: Moment) {
@@ -488,13 +503,17 @@ impl Schedule {
         self.suspects = Suspects::default();
         self.parked_replays.clear();
         self.wants = Wants::default();
+        self.lines = 0;
+        let room = self.room();
         let all: Vec<TargetRef> = self.targets.keys().copied().collect();
         for at in all {
             if let Some(target) = self.targets.get_mut(&at) {
                 target.listed = false;
                 target.replays_parked = false;
                 target.timer_at = None;
-                self.wants.keys.extend(target.ask_again().into_iter().map(|key| (at, key)));
+                target.lines_counted = 0;
+                let asks = target.ask_again(room);
+                self.wants.keys.extend(asks.into_iter().map(|(line, heads)| ((at, line), heads)));
             }
             self.list(at, now);
         }

@@ -4,11 +4,12 @@
 //! and 503: it slows the receiver, not one message. After ten failures in a row the breaker opens: the receiver is left
 //! alone for 1 s, 2 s, 4 s, … up to a minute, and then gets a single probe.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::Moment;
 use super::backlog::{Backlog, Kind};
+use super::keys::{Changed, Keys, Room};
+use super::lines::Line;
 use crate::deliveries::{Due, DueCursor};
 use crate::ids::DeliveryId;
 
@@ -16,8 +17,6 @@ use crate::ids::DeliveryId;
 pub(super) const HELD_MAX: usize = 512;
 /// Replayed ones go a few at a time.
 const REPLAYS_HELD_MAX: usize = 128;
-/// Deliveries of one order key that are held in memory.
-pub const HELD_PER_KEY_MAX: usize = 16;
 /// The window of a receiver of which nothing is known yet.
 const WINDOW_FIRST: usize = 2;
 const BREAKER_FAILURES: u32 = 10;
@@ -45,10 +44,6 @@ impl Default for Policy {
     }
 }
 
-/// What waits of an order key: the live, or the replayed. Each goes in its own order, and only one of them all is in
-/// flight.
-pub(super) type Line = (i64, Kind);
-
 /// What became of a delivery that was in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Landing {
@@ -71,32 +66,6 @@ pub enum LandingAnswer {
     NotCalled,
 }
 
-#[derive(Debug, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "independent marks; an enum would have to hold their product"
-)]
-struct Key {
-    waiting: VecDeque<(Due, Moment)>,
-    /// All that waits in the database is here as well.
-    complete: bool,
-    loading: bool,
-    /// Something came while it was loading.
-    dirty: bool,
-    listed: bool,
-}
-
-impl Key {
-    /// There may be more in the database.
-    fn doubt(&mut self) {
-        if self.loading {
-            self.dirty = true;
-        } else {
-            self.complete = false;
-        }
-    }
-}
-
 /// One receiver.
 #[derive(Debug)]
 #[expect(
@@ -107,14 +76,10 @@ pub(super) struct Target {
     policy: Policy,
     live: Backlog,
     replays: Backlog,
-    keys: HashMap<Line, Key>,
-    /// Order keys of which one is in flight.
-    busy: HashSet<i64>,
-    /// Lines whose first delivery may go, in their turn.
-    ready_live: VecDeque<i64>,
-    ready_replays: VecDeque<i64>,
-    /// Lines whose first delivery waits for its next try.
-    late_keys: Vec<(Moment, Line)>,
+    /// What waits in order.
+    pub(super) keys: Keys,
+    /// So many of its lines the schedule has counted.
+    pub(super) lines_counted: usize,
     window: usize,
     /// Taken, and not on the wire yet.
     aboard: usize,
@@ -148,11 +113,8 @@ impl Default for Target {
             policy: Policy::default(),
             live: Backlog::new(HELD_MAX),
             replays: Backlog::new(REPLAYS_HELD_MAX),
-            keys: HashMap::new(),
-            busy: HashSet::new(),
-            ready_live: VecDeque::new(),
-            ready_replays: VecDeque::new(),
-            late_keys: Vec::new(),
+            keys: Keys::default(),
+            lines_counted: 0,
             window: WINDOW_FIRST,
             aboard: 0,
             flying: 0,
@@ -176,12 +138,6 @@ impl Default for Target {
 pub(super) struct Taken {
     pub(super) due: Due,
     pub(super) unproven: bool,
-}
-
-/// What a landing leaves behind.
-pub(super) struct Back {
-    pub(super) kept: Option<DeliveryId>,
-    pub(super) dropped: Vec<DeliveryId>,
 }
 
 impl Target {
@@ -228,40 +184,26 @@ impl Target {
         if self.aboard + self.flying >= limit + ahead {
             return None;
         }
-        self.wake_keys(now);
+        self.keys.wake(now);
         if self.has_live() || (self.replays_may() && !self.replays_parked && self.has_replays()) {
             return Some(self.held_until().max(now));
         }
-        self.late_keys.iter().map(|(when, _)| (*when).max(self.held_until())).min()
+        self.keys.next_at().map(|when| when.max(self.held_until()))
     }
 
     /// Something live may go, if the receiver may be called.
     pub(super) fn has_live(&self) -> bool {
-        !self.live.is_empty() || !self.ready_live.is_empty()
+        !self.live.is_empty() || self.keys.has_ready(Kind::Live)
     }
 
     fn has_replays(&self) -> bool {
-        !self.replays.is_empty() || !self.ready_replays.is_empty()
+        !self.replays.is_empty() || self.keys.has_ready(Kind::Replays)
     }
 
     /// A quarter of the window is for replays, and none is loaded ahead: it might be cancelled.
     fn replays_may(&self) -> bool {
         let limit = self.limit();
         self.replays_in_flight < (limit / 4).max(1) && self.aboard + self.flying < limit
-    }
-
-    fn wake_keys(&mut self, now: Moment) {
-        let Self { late_keys, ready_live, ready_replays, .. } = self;
-        late_keys.retain(|(when, (key, kind))| {
-            let due = *when <= now;
-            if due {
-                match kind {
-                    Kind::Live => ready_live.push_back(*key),
-                    Kind::Replays => ready_replays.push_back(*key),
-                }
-            }
-            !due
-        });
     }
 
     pub(super) fn hold(&mut self, until: Moment) {
@@ -312,89 +254,8 @@ impl Target {
         self.backlog(kind).wants_refill(full)
     }
 
-    /// A delivery of an ordered receiver. It may be taken only where all earlier ones of its key are known.
-    pub(super) fn offer_ordered(&mut self, line: Line, due: Due, full: bool) -> bool {
-        let state = self.keys.entry(line).or_default();
-        let in_order = state.waiting.back().is_none_or(|(last, _)| last.position < due.position);
-        if !full && state.complete && in_order && state.waiting.len() < HELD_PER_KEY_MAX {
-            state.waiting.push_back((due, Moment::ZERO));
-            self.list_line(line);
-            return true;
-        }
-        state.doubt();
-        false
-    }
-
-    /// Of no line all is known for sure any more. `false`: there is none.
-    pub(super) fn doubt(&mut self) -> bool {
-        self.keys.values_mut().for_each(Key::doubt);
-        !self.keys.is_empty()
-    }
-
-    /// Of this line not all is known for sure any more.
-    pub(super) fn doubt_line(&mut self, line: Line) {
-        self.keys.get_mut(&line).into_iter().for_each(Key::doubt);
-    }
-
-    /// Whether the first deliveries of the line have to be looked up; asked for once. While one of the key is in flight
-    /// nobody asks, or its row would be taken for one that waits.
-    pub(super) fn wants_key(&mut self, line: Line) -> bool {
-        let busy = self.busy.contains(&line.0);
-        let Some(state) = self.keys.get_mut(&line) else { return false };
-        let wants = !state.complete && !state.loading && !busy && state.waiting.is_empty();
-        state.loading = state.loading || wants;
-        wants
-    }
-
-    pub(super) fn forget_load(&mut self, line: Line) {
-        if let Some(state) = self.keys.get_mut(&line) {
-            state.loading = false;
-        }
-    }
-
-    pub(super) fn load_key(
-        &mut self,
-        line: Line,
-        rows: Vec<(Due, Moment)>,
-        complete: bool,
-    ) -> Vec<DeliveryId> {
-        let busy = self.busy.contains(&line.0);
-        let state = self.keys.entry(line).or_default();
-        state.loading = false;
-        if busy || !state.waiting.is_empty() {
-            return Vec::new();
-        }
-        let ids = rows.iter().map(|(due, _)| due.id).collect();
-        state.complete = complete && !std::mem::take(&mut state.dirty);
-        state.waiting = rows.into();
-        self.settle(line);
-        ids
-    }
-
-    /// Forgets a line with nothing in it; the first delivery of any other may go now or later.
-    fn settle(&mut self, line: Line) {
-        if self.keys.get(&line).is_some_and(|state| state.waiting.is_empty() && state.complete) {
-            self.keys.remove(&line);
-        } else {
-            self.list_line(line);
-        }
-    }
-
-    /// The line's first delivery may go now or later; while one of its key is in flight, when that has landed.
-    fn list_line(&mut self, line: Line) {
-        let busy = self.busy.contains(&line.0);
-        let Some(state) = self.keys.get_mut(&line) else { return };
-        if busy || state.listed {
-            return;
-        }
-        if let Some((_, when)) = state.waiting.front() {
-            state.listed = true;
-            self.late_keys.push((*when, line));
-        }
-    }
-
     pub(super) fn take(&mut self, now: Moment) -> Option<Taken> {
-        self.wake_keys(now);
+        self.keys.wake(now);
         let due = self.take_next()?;
         self.may_try = false;
         self.aboard += 1;
@@ -406,33 +267,13 @@ impl Target {
 
     fn take_next(&mut self) -> Option<Due> {
         // Lines and free deliveries of one receiver do not mix but while its ordering is changed.
-        if let Some(due) = self.take_line(Kind::Live).or_else(|| self.live.pop()) {
+        if let Some(due) = self.keys.take(Kind::Live).or_else(|| self.live.pop()) {
             return Some(due);
         }
         if !self.replays_may() || self.replays_parked {
             return None;
         }
-        self.take_line(Kind::Replays).or_else(|| self.replays.pop())
-    }
-
-    /// The first delivery of the line whose turn it is.
-    fn take_line(&mut self, kind: Kind) -> Option<Due> {
-        loop {
-            let key = match kind {
-                Kind::Live => self.ready_live.pop_front(),
-                Kind::Replays => self.ready_replays.pop_front(),
-            }?;
-            let Some(state) = self.keys.get_mut(&(key, kind)) else { continue };
-            state.listed = false;
-            // The other line of the key is in flight; this one is listed again when that has landed.
-            if self.busy.contains(&key) {
-                continue;
-            }
-            if let Some((due, _)) = state.waiting.pop_front() {
-                self.busy.insert(key);
-                return Some(due);
-            }
-        }
+        self.keys.take(Kind::Replays).or_else(|| self.replays.pop())
     }
 
     /// It is not in flight any more. `true`: it had set off unproven.
@@ -445,19 +286,13 @@ impl Target {
     }
 
     /// It was loaded, and does not go after all: it waits again, before all others. `true`: it had set off unproven.
-    pub(super) fn put_back(&mut self, due: &Due) -> bool {
+    pub(super) fn put_back(&mut self, due: &Due, now: Moment) -> bool {
         self.aboard = self.aboard.saturating_sub(1);
         self.quick = false;
-        let kind = Kind::of(due);
-        match due.order {
-            None => self.backlog(kind).put_back(*due),
-            Some(key) => {
-                self.busy.remove(&key);
-                self.keys.entry((key, kind)).or_default().waiting.push_front((*due, Moment::ZERO));
-                for kind in Kind::BOTH {
-                    self.settle((key, kind));
-                }
-            }
+        if due.order.is_some() {
+            self.keys.put_back(due, now);
+        } else {
+            self.backlog(Kind::of(due)).put_back(*due);
         }
         self.leave(due)
     }
@@ -476,38 +311,12 @@ impl Target {
     }
 
     /// What came of it is on record.
-    pub(super) fn recorded(&mut self, due: &Due, landing: Landing, now: Moment) -> Back {
-        let mut back = Back { kept: None, dropped: Vec::new() };
+    pub(super) fn recorded(&mut self, due: &Due, landing: Landing, room: Room, now: Moment) -> Changed {
         if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
             // It waits where refills have passed by.
             self.backlog(Kind::of(due)).rewind();
         }
-        if due.order.is_some() {
-            self.land_ordered(due, landing, now, &mut back);
-        }
-        back
-    }
-
-    fn land_ordered(&mut self, due: &Due, landing: Landing, now: Moment, back: &mut Back) {
-        let Some(key) = due.order else { return };
-        self.busy.remove(&key);
-        if let Some(state) = self.keys.get_mut(&(key, Kind::of(due))) {
-            match landing.again_in {
-                Some(wait) => {
-                    state.waiting.push_front((*due, now + wait));
-                    back.kept = Some(due.id);
-                }
-                None if landing.answer == LandingAnswer::NotCalled => {
-                    // Something else happened to it: what is in memory may not be true any more.
-                    back.dropped = state.waiting.drain(..).map(|(due, _)| due.id).collect();
-                    state.complete = false;
-                }
-                None => {}
-            }
-        }
-        for kind in Kind::BOTH {
-            self.settle((key, kind));
-        }
+        self.keys.land(due, landing, room, now)
     }
 
     fn judge(&mut self, answer: LandingAnswer, now: Moment) {
@@ -548,10 +357,7 @@ impl Target {
 
     /// Nothing to remember: no work, and no memory of a bad time.
     pub(super) fn is_idle(&self) -> bool {
-        self.aboard + self.flying == 0
-            && self.live.is_idle()
-            && self.replays.is_idle()
-            && self.keys.is_empty()
+        self.aboard + self.flying == 0 && self.live.is_idle() && self.replays.is_idle() && self.keys.is_idle()
     }
 
     /// Worth remembering while there is no work: it answered well, or it has a bad time.
@@ -559,20 +365,17 @@ impl Target {
         self.proven || self.failures > 0 || self.policy != Policy::default()
     }
 
-    /// The lines that are being looked up: the question was withdrawn, and is put again.
-    pub(super) fn ask_again(&mut self) -> Vec<Line> {
+    /// The lines that are being looked up, and how many of each: the question was withdrawn, and is put again.
+    pub(super) fn ask_again(&mut self, room: Room) -> Vec<(Line, usize)> {
         self.live.ask_again();
         self.replays.ask_again();
-        self.keys.iter().filter(|(_, state)| state.loading).map(|(line, _)| *line).collect()
+        self.keys.ask_again(room)
     }
 
     /// Forgets what waits. What is in flight stays, and keeps its order key busy.
     pub(super) fn clear(&mut self) -> Vec<DeliveryId> {
-        let keyed = self.keys.drain().flat_map(|(_, state)| state.waiting.into_iter().map(|(due, _)| due));
-        let ids = self.live.drain().chain(self.replays.drain()).chain(keyed).map(|due| due.id).collect();
-        self.ready_live.clear();
-        self.ready_replays.clear();
-        self.late_keys.clear();
+        let keyed = self.keys.clear();
+        let ids = self.live.drain().chain(self.replays.drain()).map(|due| due.id).chain(keyed).collect();
         self.replays_parked = false;
         self.timer_at = None;
         self.listed = false;

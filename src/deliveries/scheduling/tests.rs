@@ -1,10 +1,11 @@
-//! The schedule against a model of the database: any sequence of arrivals, landings and the passing of time.
+//! The schedule: turns, windows, caps, room. What has an order is in `order`.
 
-use std::collections::{BTreeMap, HashMap};
+mod order;
+
+use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::target::HELD_PER_KEY_MAX;
 use super::*;
 
 fn due(tenant: u128, target: u128) -> Due {
@@ -131,6 +132,23 @@ fn what_was_left_in_the_database_is_not_overtaken() {
 }
 
 #[test]
+fn a_refill_goes_on_behind_what_has_an_order() {
+    let mut schedule = Schedule::new(4, 100_000);
+    let rows: Vec<Due> = (0..20).map(|key| Due { order: Some(key), ..due(1, 1) }).collect();
+    let at = (rows[0].tenant, rows[0].target);
+    for paused in [true, false] {
+        schedule.set_policy(at, Policy { paused, ..Policy::default() }, NOW);
+    }
+    let asked = schedule.wants().refills;
+    assert_eq!(asked, Kind::BOTH.map(|kind| ((at, kind), None)), "something may have come meanwhile");
+    let cursor = Some((crate::clock::Timestamp::UNIX_EPOCH, rows[19].id));
+    schedule.refill((at, Kind::Live), rows, (true, cursor), NOW);
+    assert_eq!(schedule.wants().refills, [((at, Kind::Live), cursor)]);
+    schedule.refill((at, Kind::Live), [], (false, None), NOW);
+    assert_eq!(schedule.wants().refills, [], "and ends");
+}
+
+#[test]
 fn what_hangs_fills_its_share_of_the_memory_only() {
     let mut schedule = Schedule::new(40, 1000);
     let good = due(1, 1);
@@ -195,7 +213,11 @@ fn a_replay_that_waits_for_its_next_try_blocks_nothing_live_of_its_key() {
     schedule.key_loaded((at, (7, Kind::Replays)), vec![(replay, NOW)], true, NOW);
     let flying = schedule.take(NOW, free).expect("the replay");
     schedule.offer(live, NOW);
-    assert_eq!(schedule.wants().keys, [(at, (7, Kind::Replays))], "while it flies nobody asks for its key");
+    assert_eq!(
+        schedule.wants().keys,
+        [((at, (7, Kind::Replays)), 16)],
+        "while it flies nobody asks for its key"
+    );
     assert_eq!(schedule.take(NOW, free), None, "one of a key at a time");
     land(
         &mut schedule,
@@ -203,7 +225,7 @@ fn a_replay_that_waits_for_its_next_try_blocks_nothing_live_of_its_key() {
         Landing { answer: LandingAnswer::Badly, again_in: Some(Duration::from_mins(1)) },
         NOW,
     );
-    assert_eq!(schedule.wants().keys, [(at, (7, Kind::Live))]);
+    assert_eq!(schedule.wants().keys, [((at, (7, Kind::Live)), 16)]);
     schedule.key_loaded((at, (7, Kind::Live)), vec![(live, NOW)], true, NOW);
     assert_eq!(schedule.take(NOW, free), Some(live));
 }
@@ -223,57 +245,6 @@ fn a_long_replay_leaves_no_live_delivery_in_the_database() {
         land(&mut schedule, &next, WELL, NOW);
     }
     assert_eq!(schedule.offer(due(1, 1), NOW), Offer::Taken);
-}
-
-/// Waiting deliveries as the database holds them, by receiver and key, in the order of their positions.
-#[derive(Default)]
-struct Model {
-    rows: BTreeMap<KeyRef, BTreeMap<i64, (Due, Moment)>>,
-    ended: HashMap<KeyRef, Vec<i64>>,
-    published: usize,
-}
-
-impl Model {
-    fn answer(&self, schedule: &mut Schedule, now: Moment) {
-        loop {
-            let wants = schedule.wants();
-            if wants.keys.is_empty() {
-                return;
-            }
-            for (at, key) in wants.keys {
-                let rows = self.rows.get(&(at, key)).cloned().unwrap_or_default();
-                let complete = rows.len() < HELD_PER_KEY_MAX;
-                schedule.key_loaded(
-                    (at, key),
-                    rows.into_values().take(HELD_PER_KEY_MAX).collect(),
-                    complete,
-                    now,
-                );
-            }
-        }
-    }
-
-    /// A sweep, which finds what is due in no order that means anything.
-    fn sweep(&self, schedule: &mut Schedule, now: Moment) {
-        for (due, when) in self.rows.values().flat_map(BTreeMap::values).rev() {
-            if *when <= now {
-                schedule.offer_found(*due, now);
-            }
-        }
-    }
-
-    fn land(&mut self, schedule: &mut Schedule, due: Due, again: bool, now: Moment) {
-        let at = ((due.tenant, due.target), (due.order.expect("ordered"), Kind::of(&due)));
-        let again_in = again.then_some(Duration::from_millis(50));
-        if let Some(wait) = again_in {
-            self.rows.entry(at).or_default().insert(due.position, (due, now + wait));
-        } else {
-            self.rows.entry(at).or_default().remove(&due.position);
-            self.ended.entry(at).or_default().push(due.position);
-        }
-        let answer = if again { LandingAnswer::Badly } else { LandingAnswer::Well };
-        land(schedule, &due, Landing { answer, again_in }, now);
-    }
 }
 
 proptest! {
@@ -328,58 +299,5 @@ proptest! {
         prop_assert!(aboard.is_empty());
         prop_assert_eq!(sent, offered);
         prop_assert_eq!(schedule.held(), 0);
-    }
-
-    #[test]
-    fn of_a_key_one_is_in_flight_and_the_order_is_kept(
-        steps in proptest::collection::vec((0u8..10, 0u128..2, 0i64..3), 1..500),
-    ) {
-        let (mut model, mut schedule) = (Model::default(), Schedule::new(8, 10_000));
-        let mut gap = false;
-        let (mut now, mut flying): (Moment, Vec<Due>) = (NOW, Vec::new());
-        for (position, (step, target, key)) in (1i64..).zip(steps) {
-            match step {
-                0 | 1 | 9 => {
-                    let due = Due { order: Some(key), position, replay: step == 9, ..due(1, target) };
-                    model.rows.entry(((due.tenant, due.target), (key, Kind::of(&due)))).or_default().insert(position, (due, Moment::ZERO));
-                    model.published += 1;
-                    if std::mem::take(&mut gap) { schedule.doubt(); }
-                    schedule.offer(due, now);
-                }
-                // Another process publishes, or there is no room to hand it over.
-                5 | 6 => {
-                    let due = Due { order: Some(key), position, replay: step == 6, ..due(1, target) };
-                    model.rows.entry(((due.tenant, due.target), (key, Kind::of(&due)))).or_default().insert(position, (due, Moment::ZERO));
-                    model.published += 1;
-                    gap = true;
-                }
-                7 => model.sweep(&mut schedule, now),
-                // Nobody knows what is in the database, for a while.
-                8 => schedule.keep_lanes(|_| target == 0, now),
-                2 => if let Some(due) = schedule.take(now, free) { flying.push(due); },
-                3 => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, false, now); },
-                _ => if !flying.is_empty() { let done = flying.remove(0); model.land(&mut schedule, done, true, now); },
-            }
-            model.answer(&mut schedule, now);
-            now += Duration::from_millis(3);
-            let mut keys: Vec<_> = flying.iter().map(|due| (due.target, due.order)).collect();
-            keys.sort_unstable();
-            let count = keys.len();
-            keys.dedup();
-            prop_assert_eq!(keys.len(), count, "two of a key in flight");
-        }
-        for _ in 0..10_000 {
-            while let Some(due) = schedule.take(now, free) { flying.push(due); }
-            for due in std::mem::take(&mut flying) { model.land(&mut schedule, due, false, now); }
-            model.sweep(&mut schedule, now);
-            model.answer(&mut schedule, now);
-            now += Duration::from_millis(500);
-            if model.rows.values().all(BTreeMap::is_empty) { break; }
-        }
-        let ended: usize = model.ended.values().map(Vec::len).sum();
-        prop_assert_eq!(ended, model.published, "nothing is lost");
-        for order in model.ended.values() {
-            prop_assert!(order.is_sorted(), "no overtaking: {:?}", order);
-        }
     }
 }

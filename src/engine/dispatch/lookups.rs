@@ -1,5 +1,5 @@
 //! What the dispatcher asks the database: what became due, what more there is for a receiver, the heads of order keys,
-//! and now and then whether a lane has no owner.
+//! which other keys there are, and now and then whether a lane has no owner.
 //!
 //! A sweep goes on from where the last one stood (once a second a little before, for commits that come late), so that a receiver with
 //! a million waiting deliveries is walked over once, and not once a second. Once a minute a sweep starts from the
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Dispatcher, News, POLL, transmit};
 use crate::clock;
 use crate::db::StoreError;
-use crate::deliveries::scheduling::{BacklogRef, KeyRef, Moment, TargetRef, Wants};
+use crate::deliveries::scheduling::{BacklogRef, KeyRef, Line, LinesPage, Moment, TargetRef, Wants};
 use crate::deliveries::store::{self, DuePage, KeyRows};
 use crate::deliveries::{Due, DueCursor, lane_of};
 use crate::endpoints::health_store::{self, Health};
@@ -37,8 +37,8 @@ pub(super) struct Looked {
     /// `None`: there was no sweep.
     sweep: Option<Sweep>,
     refills: Vec<((BacklogRef, Option<DueCursor>), DuePage)>,
-    keys: Vec<KeyRows>,
-    asked_keys: Vec<KeyRef>,
+    keys: Vec<(KeyRef, KeyRows)>,
+    walks: Vec<((BacklogRef, Option<Line>), LinesPage)>,
     /// What this node holds now, if that was asked.
     holding: Option<Holding>,
     /// What earlier owners knew of endpoints, when lanes are asked for.
@@ -116,26 +116,28 @@ impl Dispatcher {
         // Of a lane that was lost meanwhile nothing is taken in.
         let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
         let refills: Vec<_> = looked.refills.into_iter().filter(|((at, _), _)| keeps(at.0)).collect();
-        let asked_keys: Vec<_> = looked.asked_keys.into_iter().filter(|(at, _)| keeps(*at)).collect();
         for ((at, from), page) in refills {
             let rows = page.due.into_iter().filter(|due| !landed.contains(&due.id));
             self.schedule.refill(at, rows, (page.more, page.settled.or(from)), now);
         }
         self.landed_meanwhile = landed;
-        for (at, line) in asked_keys {
-            let rows = looked.keys.iter().find(|rows| rows.target == at && rows.line == line);
-            let landed = |due: &Due| self.landed_meanwhile.contains(&due.id);
-            match rows {
-                // What landed meanwhile may be shown as it was before: ask again.
-                Some(found) if found.rows.iter().any(|(due, _)| landed(due)) => {
-                    self.schedule.key_not_loaded((at, line));
-                }
-                Some(found) => {
-                    let rows: Vec<(Due, Moment)> =
-                        found.rows.iter().map(|(due, wait)| (*due, now + *wait)).collect();
-                    self.schedule.key_loaded((at, line), rows, found.complete, now);
-                }
-                None => self.schedule.key_loaded((at, line), Vec::new(), true, now),
+        for ((at, line), found) in looked.keys {
+            if !self.keeps(lane_of(at.0, at.1)) {
+                continue;
+            }
+            // What landed meanwhile may be shown as it was before: ask again.
+            if found.rows.iter().any(|(due, _)| self.landed_meanwhile.contains(&due.id)) {
+                self.schedule.key_not_loaded((at, line));
+                continue;
+            }
+            let rows: Vec<(Due, Moment)> =
+                found.rows.into_iter().map(|(due, wait)| (due, now + wait)).collect();
+            self.schedule.key_loaded((at, line), rows, found.complete, now);
+        }
+        // Only where to look: what a walk finds is looked up before it goes.
+        for (((at, kind), from), page) in looked.walks {
+            if self.keeps(lane_of(at.0, at.1)) {
+                self.schedule.walked((at, kind), from, &page, now);
             }
         }
         self.landed_meanwhile.clear();
@@ -258,12 +260,11 @@ async fn look(
     };
     let pages = store::due_of(&shared.db, &wants.refills, (wants.refill, LATE)).await?;
     let refills = wants.refills.into_iter().zip(pages).collect();
-    let keys = if wants.keys.is_empty() {
-        Vec::new()
-    } else {
-        store::heads_of_keys(&shared.db, &wants.keys).await?
-    };
-    Ok(Looked { sweep, refills, keys, asked_keys: wants.keys, holding, known })
+    let heads = store::heads_of_keys(&shared.db, &wants.keys).await?;
+    let keys = wants.keys.into_iter().map(|(key, _)| key).zip(heads).collect();
+    let pages = store::lines_behind(&shared.db, &wants.walks).await?;
+    let walks = wants.walks.into_iter().zip(pages).collect();
+    Ok(Looked { sweep, refills, keys, walks, holding, known })
 }
 
 /// Gives away `leaving`, takes lanes that have no owner, and records what was on the wire when their owner died.

@@ -405,7 +405,7 @@ impl Dispatcher {
 
     fn landed(&mut self, due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: &Landed) {
         let (now, landing) = (self.now(), landed.landing);
-        self.schedule.recorded(&due, landing, now);
+        let waits_here = self.schedule.recorded(&due, landing, now);
         if let Some(endpoint) = endpoint {
             let open_until = self.schedule.open_until((due.tenant, due.target));
             let open_for = open_until.map(|moment| moment.saturating_sub(now));
@@ -419,8 +419,8 @@ impl Dispatcher {
             // It may be due for longer than a sweep looks back.
             (self.cursor, self.settled) = (None, None);
         }
-        // An ordered one waits in memory; any other is found when its time comes.
-        if let (Some(wait), None) = (landing.again_in, due.order) {
+        // Most ordered ones wait in memory; any other is found when its time comes.
+        if let (Some(wait), false) = (landing.again_in, waits_here) {
             self.look_at = self.look_at.min(Instant::now() + wait.max(lookups::GAP));
         }
         self.forget(flight);
