@@ -204,12 +204,14 @@ pub struct LostFlight {
 pub async fn lost_flights(db: &Db, node: &Node) -> Result<Vec<LostFlight>, StoreError> {
     let rows = sqlx::query(
         "-- nodes::store::lost_flights
-        SELECT u.tenant_id, u.delivery_id, u.number, f.started_at, q.target_id, q.lane
+        -- One that was put back and loaded again stands in two flights as long as others of the first one fly.
+        SELECT DISTINCT ON (u.tenant_id, u.delivery_id) u.tenant_id, u.delivery_id, u.number, f.started_at, q.target_id, q.lane
         FROM ringback.delivery_flights f
         CROSS JOIN LATERAL unnest(f.tenant_ids, f.delivery_ids, f.attempts) AS u(tenant_id, delivery_id, number)
         JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1
         JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
-        WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner)",
+        WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner)
+        ORDER BY u.tenant_id, u.delivery_id, f.started_at DESC",
     )
     .bind(node.id)
     .fetch_all(db.pool())

@@ -272,3 +272,32 @@ async fn what_was_published_first_comes_first_although_the_clocks_of_two_machine
     let found = eventually("both are in the log", types, |types| types.len() == 2).await;
     assert_eq!(found, ["a.first", "a.second"]);
 }
+
+#[tokio::test]
+async fn what_a_dead_process_had_loaded_twice_is_sent_again_once() {
+    let ring = Ringback::start().await;
+    let receiver = Receiver::ok();
+    let settings = json!({ "url": receiver.url("/"), "event_types": ["a.b"], "status": "paused" });
+    let endpoint = endpoint(&ring, settings).await;
+    publish(&ring, 0..1).await;
+    let there = async || ring.deliveries("event_type=a.b").await;
+    let found = eventually("its delivery is there", there, |found: &Vec<Value>| found.len() == 1).await;
+
+    // It was loaded, found no place on the wire, was put back, and loaded again, while others of the first flight flew.
+    ring.put(
+        "INSERT INTO ringback.delivery_flights (owner, id, tenant_ids, delivery_ids, attempts)
+         SELECT '00000000-0000-0000-0000-00000000dead', gen_random_uuid(), ARRAY[tenant_id], ARRAY[delivery_id], ARRAY[1]
+         FROM ringback.delivery_queue, generate_series(1, 2)"
+            .to_owned(),
+    )
+    .await;
+
+    let id = string(&found[0]["id"]);
+    let is_tried = |delivery: &Value| delivery["attempt"] == 1;
+    let delivery = eventually("it is taken for lost", async || ring.delivery(&id).await, is_tried).await;
+    assert_eq!(delivery["attempts"][0]["error"]["code"], "crashed");
+    let enabled = json!({ "status": "enabled" });
+    let patch = ring.call(http::Method::PATCH, &format!("/v1/endpoints/{endpoint}")).json(&enabled);
+    patch.send().await.expect(200);
+    receiver.nth(1).await;
+}
