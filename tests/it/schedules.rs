@@ -250,42 +250,6 @@ async fn catch_up_says_what_becomes_of_the_times_without_a_process() {
     assert!(planned.is_sorted(), "in order");
 }
 
-/// How long after its acceptance a job was started.
-fn waited(job: &Value) -> TimeDelta {
-    time(&job["started_at"]) - time(&job["created_at"])
-}
-
-#[tokio::test]
-async fn a_job_of_a_line_starts_as_soon_as_its_schedule_makes_it() {
-    const ROUNDS: usize = 4;
-    let ring = Ringback::start().await;
-    let (target, clock) = (Receiver::ok(), Receiver::ok());
-    let in_line =
-        |key: &str| json!({ "kind": "http", "input": {"url": target.url("/")}, "ordering_key": key });
-    // Two seconds apart, for after each job of a line the placer looks more often for a second.
-    let by_time = created(&ring, json!({ "cron": "*/4 * * * * *", "job": in_line("time") })).await;
-    created(&ring, json!({ "cron": "2-59/4 * * * * *", "job": get_job(&clock.url("/")) })).await;
-    let by_hand = created(&ring, json!({ "cron": RARELY, "job": in_line("hand") })).await;
-
-    let mut started = [Vec::new(), Vec::new()];
-    for round in 1..=ROUNDS {
-        clock.nth(round).await;
-        let job = ring.act(&format!("{}/trigger", path(&by_hand))).await.expect(202).json();
-        started[0].push(ring.wait_for_end(&string(&job["id"])).await);
-    }
-    for job in jobs_of(&ring, "http").await {
-        if job["schedule_id"] == by_time["id"] {
-            started[1].push(ring.wait_for_end(&string(&job["id"])).await);
-        }
-    }
-
-    // The placer's own look comes within a second, at any moment of it.
-    for jobs in started {
-        let late = jobs.iter().filter(|job| waited(job) > TimeDelta::milliseconds(250)).count();
-        assert!(jobs.len() >= ROUNDS - 1 && late <= 1, "{jobs:?}");
-    }
-}
-
 #[tokio::test]
 async fn a_line_makes_up_for_what_was_missed_one_by_one_in_the_order_of_the_times() {
     const MINUTES: usize = 120;
