@@ -33,13 +33,14 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 struct Crowd {
     now: HashMap<TenantId, u32>,
     before: HashMap<TenantId, u32>,
+    loudest: Option<TenantId>,
     began: Instant,
     factor: f64,
 }
 
 impl Crowd {
     fn new(now: Instant) -> Self {
-        Self { now: HashMap::new(), before: HashMap::new(), began: now, factor: FACTOR_FIRST }
+        Self { now: HashMap::new(), before: HashMap::new(), loudest: None, began: now, factor: FACTOR_FIRST }
     }
 
     fn turn(&mut self, now: Instant) {
@@ -57,6 +58,9 @@ impl Crowd {
         self.turn(now);
         for tenant in tenants {
             *self.now.entry(tenant).or_default() += 1;
+            if self.loudest.is_none_or(|loudest| self.count(tenant) > self.count(loudest)) {
+                self.loudest = Some(tenant);
+            }
         }
     }
 
@@ -78,12 +82,7 @@ impl Crowd {
 
     /// The loudest one, if somebody is quiet beside it.
     fn loud(&self) -> Option<TenantId> {
-        self.now
-            .keys()
-            .chain(self.before.keys())
-            .copied()
-            .max_by_key(|one| self.count(*one))
-            .filter(|one| self.is_loud(*one))
+        self.loudest.filter(|one| self.is_loud(*one))
     }
 
     /// Whose batch it mostly was.

@@ -116,7 +116,7 @@ impl<T: Tenanted + Send + Sync + 'static, R: Send + 'static> Batcher<T, R> {
     fn take(&self) -> (Vec<T>, Vec<Answer<R>>) {
         let mut waiting = self.lock();
         // Who gave up has been told that nothing is known, and tries again. While the database is away nothing piles up.
-        let batch = std::iter::from_fn(|| waiting.pop(|_| true))
+        let batch = std::iter::from_fn(|| waiting.pop())
             .map(|(_, entry)| entry)
             .filter(|(_, answer)| !answer.is_closed())
             .take(self.batch_max)

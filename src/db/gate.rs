@@ -1,35 +1,34 @@
-//! How many transactions of the same sort run at a time: a few, by turns over tenants, and of one tenant fewer still.
+//! How many transactions of the same sort run at a time: a few, and of one tenant fewer still.
 //!
 //! For what cannot share a commit, such as the batches that a request brings. Without it a tenant that sends many of
-//! them fills the database's cores and the pool, and everybody's single job waits behind it.
+//! them fills the database's cores and the pool, and everybody's single job waits behind it. Who has a place of its tenant
+//! stands in line for a place of all, so that nobody has more than its few before another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::turns::Turns;
 use crate::ids::TenantId;
 
-/// Lets a few in at a time. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Gate(Arc<Mutex<State>>);
+/// From so many tenants on, those that have nobody inside are forgotten.
+const TENANTS_MAX: usize = 1000;
 
+/// Lets a few in at a time.
 #[derive(Debug)]
-struct State {
-    free: usize,
+pub struct Gate {
+    all: Arc<Semaphore>,
     each: usize,
-    inside: HashMap<TenantId, usize>,
-    waiting: Turns<oneshot::Sender<Pass>>,
+    of_tenants: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
 }
 
 /// Its holder is inside; the next one may enter when it is dropped.
 #[derive(Debug)]
 pub struct Pass {
-    gate: Gate,
     tenant: TenantId,
     since: Instant,
+    _places: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Pass {
@@ -47,62 +46,24 @@ impl Pass {
 impl Gate {
     /// At most `places` at a time, at most `each` of one tenant.
     pub fn new(places: usize, each: usize) -> Self {
-        let waiting = Turns::default();
-        Self(Arc::new(Mutex::new(State { free: places, each, inside: HashMap::new(), waiting })))
+        Self { all: Arc::new(Semaphore::new(places)), each, of_tenants: Mutex::default() }
     }
 
     /// Waits for the tenant's turn.
     pub async fn enter(&self, tenant: TenantId) -> Pass {
-        let (sender, entered) = oneshot::channel();
-        self.change(|state| state.waiting.push(tenant, sender));
-        match entered.await {
-            Ok(pass) => pass,
-            // Unreachable while the gate, which holds the sender, is there.
-            Err(_) => self.let_in(tenant),
-        }
+        let of_tenant = self.of_tenant(tenant);
+        // They are never closed, and would let everybody in if they were.
+        let own = of_tenant.acquire_owned().await.ok();
+        let place = self.all.clone().acquire_owned().await.ok();
+        Pass { tenant, since: Instant::now(), _places: [own, place] }
     }
 
-    fn let_in(&self, tenant: TenantId) -> Pass {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.free = state.free.saturating_sub(1);
-        *state.inside.entry(tenant).or_default() += 1;
-        Pass { gate: self.clone(), tenant, since: Instant::now() }
-    }
-
-    /// Changes the state, and lets in who may enter now.
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut entering = Vec::new();
-        {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&mut state);
-            while state.free > 0 {
-                let State { each, inside, waiting, .. } = &mut *state;
-                let may = |tenant| inside.get(&tenant).is_none_or(|count| count < each);
-                let Some((tenant, sender)) = waiting.pop(may) else { break };
-                state.free -= 1;
-                *state.inside.entry(tenant).or_default() += 1;
-                entering.push((sender, Pass { gate: self.clone(), tenant, since: Instant::now() }));
-            }
+    fn of_tenant(&self, tenant: TenantId) -> Arc<Semaphore> {
+        let mut of_tenants = self.of_tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if of_tenants.len() >= TENANTS_MAX {
+            of_tenants.retain(|_, places| Arc::strong_count(places) > 1);
         }
-        for (sender, pass) in entering {
-            // Who does not wait any more gives its pass back by dropping it.
-            drop(sender.send(pass));
-        }
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        let tenant = self.tenant;
-        self.gate.change(|state| {
-            state.free += 1;
-            if let Some(count) = state.inside.get_mut(&tenant) {
-                *count -= 1;
-                if *count == 0 {
-                    state.inside.remove(&tenant);
-                }
-            }
-        });
+        of_tenants.entry(tenant).or_insert_with(|| Arc::new(Semaphore::new(self.each))).clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! [pure] What waits, by tenants in turn: first come, first served within a tenant, and one of each tenant before the
 //! second of any, so that who brings a hundred thousand delays nobody by more than one.
 //!
-//! Called by `batch` and `gate`. What a turn leads to does not belong here.
+//! Called by `batch`. What a turn leads to does not belong here.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -33,10 +33,9 @@ impl<T> Turns<T> {
         queue.push_back(item);
     }
 
-    /// The next one of the first tenant in the ring that `may`; its next turn comes behind the others.
-    pub(super) fn pop(&mut self, may: impl Fn(TenantId) -> bool) -> Option<(TenantId, T)> {
-        let place = self.ring.iter().position(|tenant| may(*tenant))?;
-        let tenant = self.ring.remove(place)?;
+    /// The next one of the tenant whose turn it is; its next turn comes behind the others.
+    pub(super) fn pop(&mut self) -> Option<(TenantId, T)> {
+        let tenant = self.ring.pop_front()?;
         let queue = self.waiting.get_mut(&tenant)?;
         let item = queue.pop_front()?;
         if queue.is_empty() {
@@ -70,7 +69,7 @@ mod tests {
                     model.entry(tenant(of)).or_default().push_back(number);
                     continue;
                 }
-                let popped = turns.pop(|_| true);
+                let popped = turns.pop();
                 prop_assert_eq!(popped.is_none(), model.values().all(VecDeque::is_empty));
                 let Some((from, item)) = popped else { continue };
                 prop_assert_eq!(model.entry(from).or_default().pop_front(), Some(item), "first come, first served");
@@ -82,16 +81,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn who_may_not_is_passed_over_and_keeps_its_place() {
-        let mut turns = Turns::default();
-        turns.push(tenant(1), 'a');
-        turns.push(tenant(2), 'b');
-        assert_eq!(turns.pop(|one| one != tenant(1)), Some((tenant(2), 'b')));
-        assert_eq!(turns.pop(|one| one != tenant(1)), None);
-        assert_eq!(turns.pop(|_| true), Some((tenant(1), 'a')));
-        assert!(turns.is_empty());
     }
 }

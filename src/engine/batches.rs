@@ -32,11 +32,11 @@ pub async fn accept(shared: Arc<Shared>, stop: Stop) {
 /// Published events become rows, and the fan-out hears of them.
 pub async fn publish(shared: Arc<Shared>, stop: Stop) {
     let flush = |batch: Arc<Vec<events::publish::Publish>>| {
-        let (db, wakeups, courtesy) = (shared.db.clone(), shared.wakeups.clone(), shared.clone());
+        let shared = shared.clone();
         async move {
-            let answers = events::publish::write(&db, &batch).await?;
-            wakeups.events.notify_one();
-            courtesy.courtesy.note_published(batch.iter().map(Tenanted::tenant));
+            let answers = events::publish::write(&shared.db, &batch).await?;
+            shared.wakeups.events.notify_one();
+            shared.courtesy.note_published(batch.iter().map(Tenanted::tenant));
             Ok(answers)
         }
     };
