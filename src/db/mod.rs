@@ -111,6 +111,8 @@ impl Db {
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // A bitmap of two indexes reads all of a tenant's entries to find the few of one receiver.
+                ("enable_bitmapscan", "off"),
                 // A plan is made once: planning over the partitions took twice as long as the work.
                 ("plan_cache_mode", "force_generic_plan"),
                 // Bounds the wait for a peer that died without a word (tcp only; ignored on Unix sockets).

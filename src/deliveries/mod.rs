@@ -6,6 +6,7 @@
 //!
 //! Invariant: every POST leaves an attempt row, and only the owner of the delivery's lane may write it.
 
+pub mod due_store;
 pub mod end_store;
 pub mod explain;
 pub mod hand_off;

@@ -26,8 +26,8 @@ impl Kind {
     }
 }
 
-/// So many of a receiver's deliveries are held however full the memory is: what others have waiting keeps nobody from
-/// being served.
+/// So many of a receiver's deliveries are held however full the memory is, and however little it takes: what others have
+/// waiting keeps nobody from being served.
 pub(super) const FLOOR: usize = 16;
 
 /// First come, first served.
@@ -40,11 +40,20 @@ pub(super) struct Backlog {
     refilling: bool,
     /// All that was due before this is in memory, in flight or over: a refill need not walk over what is gone.
     cursor: Option<DueCursor>,
+    /// That came into doubt while a refill was on its way.
+    rewound: bool,
 }
 
 impl Backlog {
     pub(super) fn new(held_max: usize) -> Self {
-        Self { waiting: VecDeque::new(), held_max, more: false, refilling: false, cursor: None }
+        Self {
+            waiting: VecDeque::new(),
+            held_max,
+            more: false,
+            refilling: false,
+            cursor: None,
+            rewound: false,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -58,19 +67,14 @@ impl Backlog {
 
     /// While some were left in the database, those that come later are left there too, but for a refill, or they would
     /// overtake them again and again.
-    pub(super) fn offer(&mut self, due: Due, full: bool, refill: bool) -> bool {
+    pub(super) fn offer(&mut self, due: Due, room: usize, refill: bool) -> bool {
         let behind = !refill && (self.more || self.refilling);
-        if behind || self.waiting.len() >= self.room(full) {
+        if behind || self.waiting.len() >= self.held_max.min(room) {
             self.more = true;
             return false;
         }
         self.waiting.push_back(due);
         true
-    }
-
-    /// How many are held; `full`: the memory for all receivers is.
-    fn room(&self, full: bool) -> usize {
-        if full { self.held_max.min(FLOOR) } else { self.held_max }
     }
 
     pub(super) fn pop(&mut self) -> Option<Due> {
@@ -80,12 +84,13 @@ impl Backlog {
     /// Some may be in the database that nobody offered.
     pub(super) fn look_again(&mut self) {
         self.more = true;
-        self.cursor = None;
+        self.rewind();
     }
 
     /// Refills begin at the beginning again.
     pub(super) fn rewind(&mut self) {
         self.cursor = None;
+        self.rewound = self.refilling;
     }
 
     /// The last one that was popped did not go.
@@ -98,9 +103,9 @@ impl Backlog {
         self.cursor
     }
 
-    /// Asked for once, when little is left.
-    pub(super) fn wants_refill(&mut self, full: bool) -> bool {
-        let wants = self.more && !self.refilling && self.waiting.len() < self.room(full) / 4;
+    /// Asked for once, when a quarter of the room is left.
+    pub(super) fn wants_refill(&mut self, room: usize) -> bool {
+        let wants = self.more && !self.refilling && self.waiting.len() < self.held_max.min(room) / 4;
         if wants {
             self.refilling = true;
             self.more = false;
@@ -112,7 +117,8 @@ impl Backlog {
     pub(super) fn refilled(&mut self, more: bool, cursor: Option<DueCursor>) {
         self.refilling = false;
         self.more = self.more || more;
-        self.cursor = cursor.filter(|_| self.more);
+        self.cursor = cursor.filter(|_| self.more && !self.rewound);
+        self.rewound = false;
     }
 
     /// The question was withdrawn, and is put again.
@@ -126,7 +132,7 @@ impl Backlog {
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Due> {
         self.more = false;
         self.refilling = false;
-        self.cursor = None;
+        self.rewind();
         std::mem::take(&mut self.waiting).into_iter()
     }
 }

@@ -10,7 +10,7 @@
 //! Replays share half of the places and a quarter of a receiver's window, and go where nothing live may.
 //! Of a receiver's order keys a bounded number is in memory (`keys`); the others have their turns from the database.
 //!
-//! Invariants: no receiver has more in flight than its cap; of one order key at most one is in flight, and it is the one
+//! Invariants: no receiver has more on the wire than its cap; of one order key at most one is in flight, and it is the one
 //! that was published first (or, of what is replayed, the one that was queued first); whoever has work and may be called is reached within four rounds.
 
 mod backlog;
@@ -38,9 +38,9 @@ use keys::{Changed, Room};
 pub use lines::{LINES_MAX, Line};
 use ring::Ring;
 use suspects::Suspects;
-use target::{HELD_MAX, Taken, Target};
 pub use target::{Landing, LandingAnswer, Policy};
-pub use wants::{LinesPage, Wants};
+use target::{Taken, Target};
+pub use wants::{LinesPage, Refill, Wants};
 
 /// A moment: time since the dispatcher began.
 pub type Moment = Duration;
@@ -242,11 +242,7 @@ impl Schedule {
 
     /// What is wanted from the database, once.
     pub fn wants(&mut self) -> Wants {
-        let mut wants = self.wants.piece();
-        if let Some(each) = self.held_max.saturating_sub(self.filled()).checked_div(wants.refills.len()) {
-            wants.refill = each.clamp(FLOOR, HELD_MAX);
-        }
-        wants
+        self.wants.piece()
     }
 
     /// A line takes a place in memory as well.
@@ -267,8 +263,8 @@ impl Schedule {
         let lines = target.keys.count();
         self.lines = self.lines + lines - std::mem::replace(&mut target.lines_counted, lines);
         for kind in Kind::BOTH {
-            if target.wants_refill(kind, room.full) {
-                self.wants.refills.push(((at, kind), target.refill_from(kind)));
+            if let Some((from, limit)) = target.refill(kind, room.full) {
+                self.wants.refills.push(Refill { of: (at, kind), from, limit });
             }
             if target.keys.wants_walk(kind, room, now) {
                 self.wants.walks.push(((at, kind), target.keys.walk_from(kind)));
@@ -331,8 +327,8 @@ impl Schedule {
         self.ring.iter().any(|tenant| !than.contains(tenant))
     }
 
-    /// The next one to send; it counts as in flight from now on, and may fly when [`Self::fly`] says so. `rate` is asked before a receiver is called, and says
-    /// how long it has to wait, if it has to.
+    /// The next one to send; it counts as in flight from now on, and may fly when [`Self::fly`] says so. `rate` is asked
+    /// before a receiver is called, and says how long it has to wait, if it has to.
     pub fn take(&mut self, now: Moment, mut rate: impl FnMut(TargetRef) -> Option<Duration>) -> Option<Due> {
         self.tick(now);
         // Each round takes one receiver out of a ring or returns, so this ends.

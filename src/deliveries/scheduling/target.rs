@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::Moment;
-use super::backlog::{Backlog, Kind};
+use super::backlog::{Backlog, FLOOR, Kind};
 use super::keys::{Changed, Keys, Room};
 use super::lines::Line;
 use crate::deliveries::{Due, DueCursor};
@@ -32,7 +32,8 @@ const QUICK: Duration = Duration::from_millis(50);
 pub struct Policy {
     /// On the wire at most.
     pub cap: usize,
-    /// So many more may be loaded ahead while the receiver answers well and soon, so that one goes the moment another has landed.
+    /// So many more may be loaded ahead while the receiver answers well and soon, so that one goes the moment another has
+    /// landed.
     pub ahead: usize,
     /// Nothing is sent.
     pub paused: bool,
@@ -81,6 +82,8 @@ pub(super) struct Target {
     /// So many of its lines the schedule has counted.
     pub(super) lines_counted: usize,
     window: usize,
+    /// Taken, and not on record yet: the database shows them as waiting.
+    out: usize,
     /// Taken, and not on the wire yet.
     aboard: usize,
     /// On the wire.
@@ -116,6 +119,7 @@ impl Default for Target {
             keys: Keys::default(),
             lines_counted: 0,
             window: WINDOW_FIRST,
+            out: 0,
             aboard: 0,
             flying: 0,
             replays_in_flight: 0,
@@ -225,9 +229,15 @@ impl Target {
         }
     }
 
+    /// How many are held, of each kind: as many as it takes in a few rounds. What hangs needs no memory.
+    fn room(&self, full: bool) -> usize {
+        (self.window * if full { 4 } else { 16 }).clamp(FLOOR, HELD_MAX)
+    }
+
     /// A delivery without an order.
     pub(super) fn offer_free(&mut self, due: Due, full: bool, refill: bool) -> bool {
-        self.backlog(Kind::of(&due)).offer(due, full, refill)
+        let room = self.room(full);
+        self.backlog(Kind::of(&due)).offer(due, room, refill)
     }
 
     /// A refill came; `more`: there is still more in the database, behind `cursor`.
@@ -235,12 +245,11 @@ impl Target {
         self.backlog(kind).refilled(more, cursor);
     }
 
-    /// Where its refill goes on from.
-    pub(super) fn refill_from(&self, kind: Kind) -> Option<DueCursor> {
-        match kind {
-            Kind::Live => self.live.cursor(),
-            Kind::Replays => self.replays.cursor(),
-        }
+    /// What a refill is asked for, if it is wanted; once. Among the rows that it finds are those that are out.
+    pub(super) fn refill(&mut self, kind: Kind, full: bool) -> Option<(Option<DueCursor>, usize)> {
+        let (room, out) = (self.room(full), self.out);
+        let backlog = self.backlog(kind);
+        backlog.wants_refill(room).then(|| (backlog.cursor(), room + out))
     }
 
     /// Refills begin at the beginning again.
@@ -249,15 +258,11 @@ impl Target {
         self.replays.rewind();
     }
 
-    /// Asked for once.
-    pub(super) fn wants_refill(&mut self, kind: Kind, full: bool) -> bool {
-        self.backlog(kind).wants_refill(full)
-    }
-
     pub(super) fn take(&mut self, now: Moment) -> Option<Taken> {
         self.keys.wake(now);
         let due = self.take_next()?;
         self.may_try = false;
+        self.out += 1;
         self.aboard += 1;
         self.replays_in_flight += usize::from(due.replay);
         let unproven = !self.proven;
@@ -287,6 +292,7 @@ impl Target {
 
     /// It was loaded, and does not go after all: it waits again, before all others. `true`: it had set off unproven.
     pub(super) fn put_back(&mut self, due: &Due, now: Moment) -> bool {
+        self.out = self.out.saturating_sub(1);
         self.aboard = self.aboard.saturating_sub(1);
         self.quick = false;
         if due.order.is_some() {
@@ -312,6 +318,7 @@ impl Target {
 
     /// What came of it is on record.
     pub(super) fn recorded(&mut self, due: &Due, landing: Landing, room: Room, now: Moment) -> Changed {
+        self.out = self.out.saturating_sub(1);
         if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
             // It waits where refills have passed by.
             self.backlog(Kind::of(due)).rewind();
@@ -357,7 +364,7 @@ impl Target {
 
     /// Nothing to remember: no work, and no memory of a bad time.
     pub(super) fn is_idle(&self) -> bool {
-        self.aboard + self.flying == 0 && self.live.is_idle() && self.replays.is_idle() && self.keys.is_idle()
+        self.out == 0 && self.live.is_idle() && self.replays.is_idle() && self.keys.is_idle()
     }
 
     /// Worth remembering while there is no work: it answered well, or it has a bad time.

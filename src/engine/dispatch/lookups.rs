@@ -1,9 +1,8 @@
 //! What the dispatcher asks the database: what became due, what more there is for a receiver, the heads of order keys,
 //! which other keys there are, and now and then whether a lane has no owner.
 //!
-//! A sweep goes on from where the last one stood (once a second a little before, for commits that come late), so that a receiver with
-//! a million waiting deliveries is walked over once, and not once a second. Once a minute a sweep starts from the
-//! beginning, as the net under the net.
+//! A sweep goes on from where the last one stood (`sweeps`), so that a receiver with a million waiting deliveries is walked
+//! over once, and not once a second. Once a minute a sweep starts from the beginning, as the net under the net.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,11 +10,13 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tokio::time::Instant;
 
+use super::sweeps::LATE;
 use super::{Dispatcher, News, POLL, transmit};
-use crate::clock;
+use crate::clock::{self, Timestamp};
 use crate::db::StoreError;
-use crate::deliveries::scheduling::{BacklogRef, KeyRef, Line, LinesPage, Moment, TargetRef, Wants};
-use crate::deliveries::store::{self, DuePage, KeyRows};
+use crate::deliveries::due_store::{self, DuePage, KeyRows};
+use crate::deliveries::scheduling::{BacklogRef, KeyRef, Line, LinesPage, Moment, Refill, TargetRef, Wants};
+use crate::deliveries::store;
 use crate::deliveries::{Due, DueCursor, lane_of};
 use crate::endpoints::health_store::{self, Health};
 use crate::engine::jittered;
@@ -26,9 +27,6 @@ const FULL_SWEEP: Duration = Duration::from_mins(1);
 /// Deleted endpoints are kept in memory for so long, many times longer than it takes to see that they are.
 const DELETED_KEPT: TimeDelta = TimeDelta::hours(1);
 const PAGE: usize = 2000;
-/// Commits may become visible so much later than the time that stands in their rows: once a second a sweep looks back so
-/// far, and those in between go on where the last one ended.
-const LATE: Duration = Duration::from_secs(2);
 /// Retries that are due in one breath are found by one sweep.
 pub(super) const GAP: Duration = Duration::from_millis(5);
 
@@ -36,7 +34,7 @@ pub(super) const GAP: Duration = Duration::from_millis(5);
 pub(super) struct Looked {
     /// `None`: there was no sweep.
     sweep: Option<Sweep>,
-    refills: Vec<((BacklogRef, Option<DueCursor>), DuePage)>,
+    refills: Vec<(Refill, DuePage)>,
     keys: Vec<(KeyRef, KeyRows)>,
     walks: Vec<((BacklogRef, Option<Line>), LinesPage)>,
     /// What this node holds now, if that was asked.
@@ -48,6 +46,8 @@ pub(super) struct Looked {
 /// A page of what became due.
 pub(super) struct Sweep {
     page: DuePage,
+    /// The database's time before that.
+    asked_at: Timestamp,
     next_due: Option<Duration>,
 }
 
@@ -79,11 +79,7 @@ impl Dispatcher {
         }
         let (shared, news) = (self.shared.clone(), self.news.clone());
         let lanes = lanes.then(|| self.leavable());
-        if sweep && self.sweep_ended && now >= self.look_back_at {
-            self.look_back_at = now + POLL;
-            self.cursor = self.settled;
-        }
-        let from = if sweep { From::Cursor(self.cursor) } else { From::Nowhere };
+        let from = if sweep { From::Cursor(self.sweeps.next(self.now())) } else { From::Nowhere };
         self.tasks.spawn(async move {
             let result = look(&shared, lanes, from, wants).await;
             // The dispatcher is gone only when the process is ending.
@@ -115,10 +111,10 @@ impl Dispatcher {
         let landed = std::mem::take(&mut self.landed_meanwhile);
         // Of a lane that was lost meanwhile nothing is taken in.
         let keeps = |(tenant, target): TargetRef| self.keeps(lane_of(tenant, target));
-        let refills: Vec<_> = looked.refills.into_iter().filter(|((at, _), _)| keeps(at.0)).collect();
-        for ((at, from), page) in refills {
+        let refills: Vec<_> = looked.refills.into_iter().filter(|(refill, _)| keeps(refill.of.0)).collect();
+        for (refill, page) in refills {
             let rows = page.due.into_iter().filter(|due| !landed.contains(&due.id));
-            self.schedule.refill(at, rows, (page.more, page.settled.or(from)), now);
+            self.schedule.refill(refill.of, rows, (page.more, page.settled.or(refill.from)), now);
         }
         self.landed_meanwhile = landed;
         for ((at, line), found) in looked.keys {
@@ -209,19 +205,17 @@ impl Dispatcher {
 
     /// Sweeps from the beginning, and so do refills.
     pub(super) fn sweep_all(&mut self) {
-        (self.cursor, self.settled) = (None, None);
+        self.sweeps.rewind();
         self.schedule.rewind();
     }
 
     fn take_page(&mut self, sweep: Sweep) {
-        let Sweep { page, next_due } = sweep;
-        self.cursor = page.last.or(self.cursor);
-        self.settled = page.settled.or(self.settled);
-        self.sweep_ended = !page.more;
+        let Sweep { page, asked_at, next_due } = sweep;
+        let more = self.sweeps.page(&page, asked_at);
         let landed = std::mem::take(&mut self.landed_meanwhile);
         self.take_found(page.due.into_iter().filter(|due| !landed.contains(&due.id)));
         self.landed_meanwhile = landed;
-        if page.more {
+        if more {
             self.look_at = Instant::now();
             return;
         }
@@ -254,15 +248,16 @@ async fn look(
     let sweep = match from {
         From::Nowhere => None,
         From::Cursor(cursor) => {
-            let page = store::due(&shared.db, shared.node_id(), cursor, (PAGE, LATE)).await?;
-            Some(Sweep { page, next_due: store::next_due(&shared.db, shared.node_id()).await? })
+            let (asked_at, next_due) = due_store::next_due(&shared.db, shared.node_id()).await?;
+            let page = due_store::due(&shared.db, shared.node_id(), cursor, (PAGE, LATE)).await?;
+            Some(Sweep { page, asked_at, next_due })
         }
     };
-    let pages = store::due_of(&shared.db, &wants.refills, (wants.refill, LATE)).await?;
+    let pages = due_store::due_of(&shared.db, &wants.refills, LATE).await?;
     let refills = wants.refills.into_iter().zip(pages).collect();
-    let heads = store::heads_of_keys(&shared.db, &wants.keys).await?;
+    let heads = due_store::heads_of_keys(&shared.db, &wants.keys).await?;
     let keys = wants.keys.into_iter().map(|(key, _)| key).zip(heads).collect();
-    let pages = store::lines_behind(&shared.db, &wants.walks).await?;
+    let pages = due_store::lines_behind(&shared.db, &wants.walks).await?;
     let walks = wants.walks.into_iter().zip(pages).collect();
     Ok(Looked { sweep, refills, keys, walks, holding, known })
 }

@@ -7,11 +7,13 @@
 //! Invariant: a delivery is on the wire at most once at a time. What a look-up read before a flight's record was
 //! committed is thrown away (`landed_meanwhile`).
 
+mod aboard;
 mod flight;
 mod health;
 mod leave;
 mod lookups;
 mod rates;
+mod sweeps;
 pub mod transmit;
 mod way;
 
@@ -28,13 +30,14 @@ use self::flight::{Boarded, Flight};
 use self::health::HealthBook;
 use self::lookups::Looked;
 use self::rates::{Rate, Rates};
+use self::sweeps::Sweeps;
 use self::transmit::Landed;
 use crate::db::StoreError;
 use crate::db::batch::{REST_MIN, rest_after};
 use crate::deliveries::hand_off::Created;
 use crate::deliveries::scheduling::{Landing, LandingAnswer, Moment, Policy, Schedule, TargetRef};
 use crate::deliveries::store::Loaded;
-use crate::deliveries::{Due, DueCursor, lane_of};
+use crate::deliveries::{Due, lane_of};
 use crate::endpoints::{DeliveryOrder, Endpoint, EndpointStatus};
 use crate::ids::{DeliveryId, EndpointId, TenantId, fresh_uuid};
 use crate::shared::Shared;
@@ -48,8 +51,6 @@ const BATCH_MAX: usize = 64;
 /// database seldom and an idle one at once.
 const LOADING_MAX: usize = 2;
 
-/// What is loaded and finds no place on the wire for so long is put back.
-const ABOARD_MAX: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_secs(1);
 /// Loaded ahead for a receiver that answers well and soon, and has no rate limit.
 const AHEAD: usize = 64;
@@ -110,12 +111,7 @@ struct Dispatcher {
     swept_at: Option<Instant>,
     lanes_at: Instant,
     full_sweep_at: Instant,
-    /// Where the next page of a sweep begins.
-    cursor: Option<DueCursor>,
-    /// Behind it nothing becomes visible any more.
-    settled: Option<DueCursor>,
-    sweep_ended: bool,
-    look_back_at: Instant,
+    sweeps: Sweeps,
     landed_meanwhile: HashSet<DeliveryId>,
     /// The lanes that are this node's.
     lanes: HashSet<i16>,
@@ -183,10 +179,7 @@ impl Dispatcher {
             swept_at: None,
             lanes_at: now,
             full_sweep_at: now,
-            cursor: None,
-            settled: None,
-            sweep_ended: true,
-            look_back_at: now,
+            sweeps: Sweeps::default(),
             landed_meanwhile: HashSet::new(),
             lanes: HashSet::new(),
             called_at: HashMap::new(),
@@ -290,53 +283,6 @@ impl Dispatcher {
         Flight { id, shared: self.shared.clone(), stop: self.stop.clone(), news: self.news.clone() }
     }
 
-    /// Lets those that are loaded for a receiver fly, as many as may.
-    fn board(&mut self, at: TargetRef) {
-        let now = self.now();
-        let Some(waiting) = self.aboard.get_mut(&at) else { return };
-        let mut going = Vec::new();
-        while !waiting.is_empty() && self.schedule.fly(at, now) {
-            going.extend(waiting.pop_front());
-        }
-        if waiting.is_empty() {
-            self.aboard.remove(&at);
-        }
-        for Boarded { flight, loaded, .. } in going {
-            self.tasks.spawn(self.flight(flight).fly(loaded));
-        }
-    }
-
-    /// Puts back what is loaded for receivers and did not fly.
-    fn ground(&mut self, of: impl Fn(TargetRef) -> bool) {
-        let now = self.now();
-        let grounded: Vec<TargetRef> = self.aboard.keys().copied().filter(|at| of(*at)).collect();
-        for at in grounded {
-            for Boarded { flight, loaded, .. } in self.aboard.remove(&at).into_iter().flatten().rev() {
-                self.schedule.put_back(&loaded.due, now);
-                self.left_lane(loaded.due.lane);
-                self.forget(flight);
-            }
-        }
-    }
-
-    /// What waits too long for its place on the wire takes a place from others.
-    fn ground_late(&mut self) {
-        let now = Instant::now();
-        if now < self.ground_at || self.aboard.is_empty() {
-            return;
-        }
-        self.ground_at = now + ABOARD_MAX / 2;
-        let late: HashSet<TargetRef> = self
-            .aboard
-            .iter()
-            .filter(|(_, waiting)| waiting.front().is_some_and(|first| first.since + ABOARD_MAX < now))
-            .map(|(at, _)| *at)
-            .collect();
-        if !late.is_empty() {
-            self.ground(|at| late.contains(&at));
-        }
-    }
-
     /// Forgets what waits in lanes that are not kept; it is in the database.
     fn keep_lanes(&mut self, keep: impl Fn(TargetRef) -> bool) {
         self.ground(|at| !keep(at));
@@ -390,19 +336,6 @@ impl Dispatcher {
         }
     }
 
-    fn loaded(&mut self, flight: Uuid, loaded: Vec<Loaded>) {
-        let mut of: HashSet<TargetRef> = HashSet::new();
-        let since = Instant::now();
-        for loaded in loaded {
-            let at = (loaded.due.tenant, loaded.due.target);
-            of.insert(at);
-            self.aboard.entry(at).or_default().push_back(Boarded { flight, loaded, since });
-        }
-        for at in of {
-            self.board(at);
-        }
-    }
-
     fn landed(&mut self, due: Due, flight: Uuid, endpoint: Option<EndpointId>, landed: &Landed) {
         let (now, landing) = (self.now(), landed.landing);
         let waits_here = self.schedule.recorded(&due, landing, now);
@@ -416,8 +349,8 @@ impl Dispatcher {
             self.landed_meanwhile.insert(due.id);
         }
         if landing.answer == LandingAnswer::NotCalled && landing.again_in.is_some() {
-            // It may be due for longer than a sweep looks back.
-            (self.cursor, self.settled) = (None, None);
+            // It is due for longer than a sweep looks back.
+            self.full_sweep_at = Instant::now();
         }
         // Most ordered ones wait in memory; any other is found when its time comes.
         if let (Some(wait), false) = (landing.again_in, waits_here) {
