@@ -21,12 +21,19 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Fewer items than this are not loud.
 const LOUD_FROM: u32 = 200;
 /// A tenant is quiet beside one with so many times its items.
-const TIMES: u32 = 8;
+const TIMES: u32 = 4;
 const FACTOR_MIN: f64 = 0.5;
 const FACTOR_FIRST: f64 = 4.0;
 const FACTOR_MAX: f64 = 40.0;
 /// Whoever is loud goes on after this time in any case.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+/// While somebody quiet is active, a statement of a loud tenant's request takes so many of its items: a commit, or a
+/// core, is free again a few milliseconds later.
+const PIECE: usize = 50;
+/// What a measurement of the strain does to the factor: it is held where one in fifty shows strain, so that one in a
+/// hundred of the quiet ones' steps may.
+const STRAINED: f64 = 1.25;
+const CALM: f64 = 0.995;
 
 /// Who is active, and how loud.
 #[derive(Debug)]
@@ -96,7 +103,7 @@ impl Crowd {
     }
 
     fn learn(&mut self, strained: bool) {
-        let times = if strained { 1.25 } else { 0.97 };
+        let times = if strained { STRAINED } else { CALM };
         self.factor = (self.factor * times).clamp(FACTOR_MIN, FACTOR_MAX);
     }
 }
@@ -118,6 +125,35 @@ pub struct Pause {
     pub time: Duration,
 }
 
+/// What is left of a request's items.
+#[derive(Debug)]
+pub struct Pieces<'a, T> {
+    courtesy: &'a Courtesy,
+    tenant: TenantId,
+    rest: &'a [T],
+    /// The last piece is being worked on since then.
+    since: Option<Instant>,
+}
+
+impl<'a, T> Pieces<'a, T> {
+    /// The next items to work on, in their order, after a pause for the last ones; `None`: that was all.
+    pub async fn next(&mut self) -> Option<&'a [T]> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let took = self.since.map(|since| since.elapsed());
+        let pause = took.and_then(|took| self.courtesy.pause_after(std::iter::once(self.tenant), took));
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause.time).await;
+        }
+        self.since = Some(Instant::now());
+        let count = if self.courtesy.is_asked_for() { PIECE } else { usize::MAX };
+        let (piece, behind) = self.rest.split_at(count.min(self.rest.len()));
+        self.rest = behind;
+        Some(piece)
+    }
+}
+
 impl Default for Courtesy {
     fn default() -> Self {
         Self { crowd: Mutex::new(Crowd::new(Instant::now())), came: Notify::new() }
@@ -136,11 +172,14 @@ impl Courtesy {
 
     /// Notes what was published, and calls whoever pauses if a quiet tenant is among them.
     pub fn note_published(&self, tenants: impl Iterator<Item = TenantId> + Clone) {
-        let mut crowd = self.lock();
-        crowd.note(tenants.clone(), Instant::now());
-        let loud = crowd.loud();
-        drop(crowd);
-        if loud.is_some_and(|loud| tenants.into_iter().any(|tenant| tenant != loud)) {
+        self.note(tenants.clone());
+        tenants.into_iter().for_each(|tenant| self.call(tenant));
+    }
+
+    /// Calls whoever pauses for the loudest tenant, if this is another one.
+    pub fn call(&self, tenant: TenantId) {
+        // Whether it is loud at the moment says nothing: a pause makes it quieter.
+        if self.lock().loudest.is_some_and(|loudest| loudest != tenant) {
             self.came.notify_one();
         }
     }
@@ -151,6 +190,19 @@ impl Courtesy {
         let mut crowd = self.lock();
         crowd.turn(Instant::now());
         crowd.is_loud(tenant).then(|| Pause { tenant, time: took.mul_f64(crowd.factor).min(PAUSE_MAX) })
+    }
+
+    /// The items of a tenant's request: all at once, or in pieces with pauses while it is loud.
+    pub fn pieces<'a, T>(&'a self, tenant: TenantId, items: &'a [T]) -> Pieces<'a, T> {
+        self.note(std::iter::repeat_n(tenant, items.len()));
+        Pieces { courtesy: self, tenant, rest: items, since: None }
+    }
+
+    /// Was anybody active lately?
+    pub fn is_active(&self) -> bool {
+        let mut crowd = self.lock();
+        crowd.turn(Instant::now());
+        !crowd.now.is_empty() || !crowd.before.is_empty()
     }
 
     /// Is somebody loud beside somebody quiet?
@@ -192,12 +244,28 @@ mod tests {
         assert_eq!(courtesy.pause_after(tenants(1, 5).chain(tenants(3, 5)), took), None, "a mixed batch");
     }
 
+    #[tokio::test]
+    async fn a_loud_tenants_request_is_worked_on_in_pieces() {
+        let (courtesy, one) = (Courtesy::default(), TenantId::from_uuid(uuid::Uuid::from_u128(1)));
+        let items = [(); 220];
+        let sizes = async || {
+            let (mut sizes, mut pieces) = (Vec::new(), courtesy.pieces(one, &items));
+            while let Some(piece) = pieces.next().await {
+                sizes.push(piece.len());
+            }
+            sizes
+        };
+        assert_eq!(sizes().await, [220], "it is alone");
+        courtesy.note(tenants(3, 5));
+        assert_eq!(sizes().await, [50, 50, 50, 50, 20]);
+    }
+
     #[test]
     fn strain_makes_pauses_longer_within_bounds() {
         let mut crowd = Crowd::new(Instant::now());
         (0..100).for_each(|_| crowd.learn(true));
         assert!((crowd.factor - FACTOR_MAX).abs() < 1e-9);
-        (0..1000).for_each(|_| crowd.learn(false));
+        (0..2000).for_each(|_| crowd.learn(false));
         assert!((crowd.factor - FACTOR_MIN).abs() < 1e-9);
     }
 

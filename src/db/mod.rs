@@ -188,14 +188,16 @@ impl Db {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        Self::ask(&self.pool).await
+        sqlx::query("-- db::ping\nSELECT 1").execute(&self.pool).await?;
+        Ok(())
     }
 
-    /// The smallest question there is, to a pool such as [`Self::lone_connection`].
+    /// The smallest commit there is: a note in the write-ahead log that nobody reads.
     /// # Errors
-    /// [`StoreError::Unavailable`].
-    pub async fn ask(pool: &PgPool) -> Result<(), StoreError> {
-        sqlx::query("-- db::ping\nSELECT 1").execute(pool).await?;
+    /// [`StoreError`].
+    pub async fn commit_nothing(pool: &PgPool) -> Result<(), StoreError> {
+        let sql = "-- db::commit_nothing\nSELECT pg_logical_emit_message(true, 'ringback', '')";
+        sqlx::query(sql).execute(pool).await?;
         Ok(())
     }
 

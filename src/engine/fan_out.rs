@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{jittered, pause};
+use super::jittered;
 use crate::db::StoreError;
 use crate::db::batch::rest_after;
 use crate::deliveries::hand_off::Created;
@@ -43,9 +43,10 @@ const SOON_FOR: Duration = Duration::from_secs(1);
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let mut soon_until = Instant::now();
     let (mut row, mut portion) = (Row::default(), Portion::default());
+    let mut told = false;
     loop {
         let began = Instant::now();
-        let done = match round(&shared, &mut row, &mut portion).await {
+        let done = match round(&shared, &mut row, &mut portion, told).await {
             Ok(done) => done,
             Err(error) => {
                 tracing::warn!(%error, "cannot fan events out");
@@ -57,7 +58,9 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             // Of no use to wait for where a quiet tenant brings something.
             drop(tokio::time::timeout(way.time, shared.courtesy.came.notified()).await);
         }
-        if done.more && !stop.drain.is_cancelled() {
+        // Who pauses has more, most likely, and has rested enough.
+        told = done.more || way.is_some();
+        if told && !stop.drain.is_cancelled() {
             continue;
         }
         // What comes meanwhile shares the next commit.
@@ -66,8 +69,10 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
             soon_until = Instant::now() + SOON_FOR;
         }
         let poll = if Instant::now() < soon_until { POLL_SOON } else { POLL };
-        if !pause(&stop, Some(&shared.wakeups.events), jittered(poll)).await {
-            return;
+        tokio::select! {
+            () = stop.drain.cancelled() => return,
+            () = shared.wakeups.events.notified() => told = true,
+            () = tokio::time::sleep(jittered(poll)) => {}
         }
     }
 }
@@ -98,10 +103,13 @@ struct Portion(usize);
 impl Portion {
     const DELIVERIES: usize = 200;
     const EVENTS_MAX: usize = 1000;
+    /// As many as keep nobody waiting for more than a few milliseconds.
+    const CROWDED_MAX: usize = 16;
 
     /// `crowded`: somebody quiet may come while a loud one's are under way.
     fn events(&self, crowded: bool) -> i64 {
-        if crowded { self.0.div_ceil(4) as i64 } else { self.0 as i64 }
+        let most = if crowded { Self::CROWDED_MAX } else { Self::EVENTS_MAX };
+        self.0.min(most) as i64
     }
 
     /// Learns from a batch. It shrinks at once, and grows to the double at most.
@@ -128,10 +136,16 @@ struct Done {
     more: bool,
 }
 
-/// A batch, and a piece of a large fan-out.
-async fn round(shared: &Shared, row: &mut Row, portion: &mut Portion) -> Result<Done, StoreError> {
+/// A batch, and a piece of a large fan-out. `told`: something waits, most likely.
+async fn round(
+    shared: &Shared,
+    row: &mut Row,
+    portion: &mut Portion,
+    told: bool,
+) -> Result<Done, StoreError> {
     let mut done = Done::default();
-    if events::store::is_waiting(&shared.db).await? {
+    // To find that nothing waits takes a lock that all processes share, so where nobody said so a look comes first.
+    if told || events::store::is_waiting(&shared.db).await? {
         let asked = portion.events(shared.courtesy.is_asked_for());
         let (tenants, created) = fan_out(shared, row, portion, asked).await?;
         if !created.is_empty() {
@@ -377,6 +391,7 @@ mod tests {
         assert_eq!(portion.events(false), 20);
         (0..10).for_each(|_| portion.learn(20, 0));
         assert_eq!(portion.events(false), 1000, "nobody is told: only the log's work counts");
+        assert_eq!(portion.events(true), 16, "somebody quiet may come meanwhile");
         portion.learn(0, 0);
         assert_eq!(portion.events(false), 1000);
     }

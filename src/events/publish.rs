@@ -14,6 +14,7 @@ use super::NewEvent;
 use super::new_event::Draft;
 use super::publish_store;
 use super::read_store::{self, StoredEvent};
+use crate::courtesy::Courtesy;
 use crate::db::batch::Tenanted;
 use crate::db::{Db, StoreError};
 use crate::idempotency::{self, NewKey};
@@ -126,6 +127,7 @@ pub struct FirstAnswer {
 /// [`StoreError`]; nothing was stored, or (unavailable) it is not known. [`StoreError::Conflict`]: see [`Published::Busy`].
 pub async fn publish_all(
     db: &Db,
+    courtesy: &Courtesy,
     drafts: Vec<Draft>,
     key: Option<NewKey>,
     answer: impl FnOnce(&[Option<StoredEvent>]) -> FirstAnswer,
@@ -134,10 +136,19 @@ pub async fn publish_all(
         return Ok(Some(answer(&[])));
     };
     let items: Vec<Publish> = drafts.into_iter().map(Publish::from).collect();
+    let mut ordered: Vec<(usize, &Publish)> = items.iter().enumerate().collect();
+    // One order over all pieces, as `publish` has it within one, or two requests could wait for each other.
+    ordered.sort_by_key(|(_, item)| item.dedup_key.as_deref());
     let mut tx = db.begin_impatient().await?;
-    let published = publish_store::publish(&mut *tx, &items.iter().collect::<Vec<_>>())
-        .await
-        .map_err(|error| if error.is_lock_timeout() { busy() } else { error })?;
+    let (mut placed, mut pieces) = (Vec::with_capacity(items.len()), courtesy.pieces(tenant, &ordered));
+    while let Some(piece) = pieces.next().await {
+        let items: Vec<&Publish> = piece.iter().map(|(_, item)| *item).collect();
+        let stored = publish_store::publish(&mut *tx, &items).await;
+        let stored = stored.map_err(|error| if error.is_lock_timeout() { busy() } else { error })?;
+        placed.extend(piece.iter().map(|(place, _)| *place).zip(stored));
+    }
+    placed.sort_by_key(|(place, _)| *place);
+    let published: Vec<Published> = placed.into_iter().map(|(_, published)| published).collect();
     let answer = answer(&first_events(&mut tx, tenant, &published).await?);
     if let Some(key) = key {
         let key = NewKey { location: answer.location.clone(), body: answer.body.clone().into_bytes(), ..key };

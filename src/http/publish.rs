@@ -122,10 +122,10 @@ async fn publish_all(
     first: impl FnOnce(&[Option<StoredEvent>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
-    let (tenant, count, held) = (pass.tenant(), drafts.len(), shared.clone());
+    let held = shared.clone();
     let publish = async move {
-        let published = publish::publish_all(&db, drafts, key, first).await;
-        held.courtesy.note_published(std::iter::repeat_n(tenant, count));
+        let published = publish::publish_all(&db, &held.courtesy, drafts, key, first).await;
+        held.courtesy.call(pass.tenant());
         held.leave(pass);
         published
     };

@@ -90,10 +90,9 @@ async fn create_all(
     first: impl FnOnce(&[Option<StoredJob>]) -> FirstAnswer + Send + 'static,
 ) -> Result<Option<FirstAnswer>, ApiError> {
     let (db, key) = (shared.db.clone(), held.map(|held| held.stored(None, "")));
-    let (tenant, count, held) = (pass.tenant(), accepts.len(), shared.clone());
+    let held = shared.clone();
     let create = async move {
-        let created = create::create(&db, accepts, key, first).await;
-        held.courtesy.note(std::iter::repeat_n(tenant, count));
+        let created = create::create(&db, &held.courtesy, accepts, key, first).await;
         held.leave(pass);
         created
     };

@@ -9,6 +9,7 @@ use sqlx::PgExecutor;
 
 use super::read_store::{self, StoredJob};
 use super::store::{self, Accept};
+use crate::courtesy::Courtesy;
 use crate::db::{Db, StoreError};
 use crate::idempotency::{self, NewKey};
 use crate::ids::{JobId, TenantId};
@@ -30,6 +31,7 @@ pub struct FirstAnswer {
 /// [`StoreError`]; nothing was stored, or (unavailable) it is not known.
 pub async fn create(
     db: &Db,
+    courtesy: &Courtesy,
     mut accepts: Vec<Accept>,
     key: Option<NewKey>,
     answer: impl FnOnce(&[Option<StoredJob>]) -> FirstAnswer,
@@ -45,7 +47,10 @@ pub async fn create(
     for accept in &mut accepts {
         accept.key = None;
     }
-    store::accept(&mut *tx, &accepts).await?;
+    let mut pieces = courtesy.pieces(tenant, &accepts);
+    while let Some(piece) = pieces.next().await {
+        store::accept(&mut *tx, piece).await?;
+    }
     // After the jobs, because the holder of a key may be among them.
     let answer = answer(&holders(&mut *tx, tenant, &held_by).await?);
     if let Some(key) = key {

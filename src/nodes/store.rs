@@ -205,12 +205,14 @@ pub async fn lost_flights(db: &Db, node: &Node) -> Result<Vec<LostFlight>, Store
     let rows = sqlx::query(
         "-- nodes::store::lost_flights
         -- One that was put back and loaded again stands in two flights as long as others of the first one fly.
+        WITH dead AS MATERIALIZED (
+          SELECT f.* FROM ringback.delivery_flights f WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner)
+        )
         SELECT DISTINCT ON (u.tenant_id, u.delivery_id) u.tenant_id, u.delivery_id, u.number, f.started_at, q.target_id, q.lane
-        FROM ringback.delivery_flights f
+        FROM dead f
         CROSS JOIN LATERAL unnest(f.tenant_ids, f.delivery_ids, f.attempts) AS u(tenant_id, delivery_id, number)
         JOIN ringback.delivery_queue q ON q.tenant_id = u.tenant_id AND q.delivery_id = u.delivery_id AND q.attempt = u.number - 1
         JOIN ringback.lanes l ON l.lane = q.lane AND l.owner = $1
-        WHERE NOT EXISTS (SELECT FROM ringback.nodes n WHERE n.id = f.owner)
         ORDER BY u.tenant_id, u.delivery_id, f.started_at DESC",
     )
     .bind(node.id)

@@ -9,7 +9,7 @@
 pub mod store;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -95,21 +95,51 @@ impl SecretCache {
         sealer: &Sealer,
         owner: Owner,
     ) -> Result<Arc<Vec<SigningKey>>, SecretError> {
-        let cached = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&owner).cloned();
-        if let Some((_, secrets)) = cached.filter(|(at, _)| at.elapsed() < CACHED) {
-            return Ok(secrets);
+        if let Some((_, secrets)) = self.lock().get(&owner).filter(|(at, _)| at.elapsed() < CACHED) {
+            return Ok(secrets.clone());
         }
-        let secrets = Arc::new(store::live(db, sealer, owner).await?.into_signing());
-        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let secrets = store::live(db, sealer, owner).await?;
+        Ok(self.remember(owner, secrets))
+    }
+
+    /// Reads the secrets of several owners that are not in memory at once. What goes wrong shows where they are needed.
+    pub async fn warm(&self, db: &Db, sealer: &Sealer, owners: impl Iterator<Item = Owner>) {
+        let mut wanted: Vec<Owner> = {
+            let cached = self.lock();
+            let is_cached = |owner: &Owner| cached.get(owner).is_some_and(|(at, _)| at.elapsed() < CACHED);
+            owners.filter(|owner| !is_cached(owner)).collect()
+        };
+        wanted.sort_unstable_by_key(|owner| owner.id);
+        wanted.dedup_by_key(|owner| owner.id);
+        if wanted.len() < 2 {
+            return;
+        }
+        match store::read_all(db, sealer, &wanted).await {
+            Ok(found) => {
+                for (owner, secrets) in found {
+                    let _ = secrets.map(|secrets| self.remember(owner, secrets));
+                }
+            }
+            Err(error) => tracing::debug!(%error, "secrets are read one by one"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Owner, Cached>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, owner: Owner, secrets: LiveSecrets) -> Arc<Vec<SigningKey>> {
+        let secrets = Arc::new(secrets.into_signing());
+        let mut remembered = self.lock();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.retain(|_, (at, _)| at.elapsed() < CACHED);
         }
         remembered.insert(owner, (Instant::now(), secrets.clone()));
-        Ok(secrets)
+        secrets
     }
 
     /// After a rotation.
     pub fn forget(&self, owner: Owner) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&owner);
+        self.lock().remove(&owner);
     }
 }

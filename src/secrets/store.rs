@@ -121,20 +121,51 @@ pub async fn remove(tx: &mut Tx, owner: Owner) -> Result<(), StoreError> {
 }
 
 async fn read(db: &Db, sealer: &Sealer, owner: Owner) -> Result<Option<LiveSecrets>, SecretError> {
+    let found = read_all(db, sealer, &[owner]).await?.pop();
+    found.map(|(_, secrets)| secrets).transpose()
+}
+
+/// The live secrets of those owners that have some, each by itself: what cannot be opened is no reason to keep the others
+/// waiting.
+/// # Errors
+/// [`StoreError`].
+pub async fn read_all(
+    db: &Db,
+    sealer: &Sealer,
+    owners: &[Owner],
+) -> Result<Vec<(Owner, Result<LiveSecrets, SecretError>)>, StoreError> {
     let rows = sqlx::query(
-        "-- secrets::store::read
-        SELECT sealed, expires_at FROM ringback.signing_secrets
-        WHERE tenant_id = $1 AND owner_id = $2 AND (expires_at IS NULL OR expires_at > now()) ORDER BY id DESC",
+        "-- secrets::store::read_all
+        SELECT o.place, s.sealed, s.expires_at FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS o(tenant_id, owner_id, place)
+        CROSS JOIN LATERAL (
+          SELECT id, sealed, expires_at FROM ringback.signing_secrets s
+          WHERE s.tenant_id = o.tenant_id AND s.owner_id = o.owner_id AND (s.expires_at IS NULL OR s.expires_at > now())
+        ) s ORDER BY o.place, s.id DESC",
     )
-    .bind(owner.tenant)
-    .bind(owner.id)
+    .bind(owners.iter().map(|owner| owner.tenant.uuid()).collect::<Vec<_>>())
+    .bind(owners.iter().map(|owner| owner.id).collect::<Vec<_>>())
     .fetch_all(db.pool())
     .await?;
+    let mut found = Vec::new();
+    for of_one in rows.chunk_by(|one, other| one.get::<i64, _>(0) == other.get::<i64, _>(0)) {
+        let place = of_one.first().map_or(0, |row| row.get::<i64, _>(0));
+        let owner = usize::try_from(place - 1).ok().and_then(|index| owners.get(index));
+        if let Some(owner) = owner
+            && let Some(secrets) = live_of(of_one, sealer, *owner).transpose()
+        {
+            found.push((*owner, secrets));
+        }
+    }
+    Ok(found)
+}
+
+/// `None`: all of them run out, and there is no current one.
+fn live_of(rows: &[PgRow], sealer: &Sealer, owner: Owner) -> Result<Option<LiveSecrets>, SecretError> {
     let mut current = None;
     let mut previous = Vec::new();
     for row in rows {
-        let secret = open(&row, sealer, owner)?;
-        match row.get::<Option<Timestamp>, _>(1) {
+        let secret = open(row, sealer, owner)?;
+        match row.get::<Option<Timestamp>, _>(2) {
             None => current = Some(secret),
             Some(expires_at) => previous.push((secret, expires_at)),
         }
@@ -143,7 +174,7 @@ async fn read(db: &Db, sealer: &Sealer, owner: Owner) -> Result<Option<LiveSecre
 }
 
 fn open(row: &PgRow, sealer: &Sealer, owner: Owner) -> Result<SigningKey, SealError> {
-    let opened = sealer.open(&context(owner), row.get(0))?;
+    let opened = sealer.open(&context(owner), row.get(1))?;
     let text = std::str::from_utf8(opened.expose()).map_err(|_| SealError::CannotOpen)?;
     text.parse().map_err(|_| SealError::CannotOpen)
 }

@@ -48,10 +48,22 @@ impl Flight {
                 (Vec::new(), Some(Duration::ZERO))
             }
         };
+        self.warm_secrets(&loaded).await;
         // What is not there any more was ended elsewhere, or its lane is another node's.
         let there: HashSet<DeliveryId> = loaded.iter().map(|loaded| loaded.due.id).collect();
         let missing = batch.into_iter().filter(|due| !there.contains(&due.id)).collect();
         self.tell(News::Loaded { flight: self.id, took, loaded, missing, again_in });
+    }
+
+    /// One question for all of them, where each would ask for its own.
+    async fn warm_secrets(&self, loaded: &[Loaded]) {
+        let shared = &self.shared;
+        let endpoints = loaded.iter().filter_map(|loaded| match loaded.receiver {
+            Receiver::Endpoint(endpoint) => shared.endpoints.get(loaded.due.tenant, endpoint),
+            Receiver::Callback { .. } => None,
+        });
+        let owners = endpoints.map(|endpoint| endpoint.secrets());
+        shared.secrets.warm(&shared.db, &shared.sealer, owners).await;
     }
 
     /// Sends one of it, and writes down what came of it.

@@ -28,7 +28,7 @@ const FULL_SWEEP: Duration = Duration::from_mins(1);
 const DELETED_KEPT: TimeDelta = TimeDelta::hours(1);
 const PAGE: usize = 2000;
 /// Retries that are due in one breath are found by one sweep.
-pub(super) const GAP: Duration = Duration::from_millis(5);
+pub(super) const GAP: Duration = Duration::from_millis(25);
 
 /// What a look-up brought.
 pub(super) struct Looked {
@@ -39,7 +39,7 @@ pub(super) struct Looked {
     walks: Vec<((BacklogRef, Option<Line>), LinesPage)>,
     /// What this node holds now, if that was asked.
     holding: Option<Holding>,
-    /// What earlier owners knew of endpoints, when lanes are asked for.
+    /// What earlier owners knew of endpoints, when there are new lanes.
     known: Vec<Health>,
 }
 
@@ -78,7 +78,7 @@ impl Dispatcher {
             self.shared.endpoints.forget_deleted(clock::now() - DELETED_KEPT);
         }
         let (shared, news) = (self.shared.clone(), self.news.clone());
-        let lanes = lanes.then(|| self.leavable());
+        let lanes = lanes.then(|| Lanes { leaving: self.leavable(), owned: self.lanes.clone() });
         let from = if sweep { From::Cursor(self.sweeps.next(self.now())) } else { From::Nowhere };
         self.tasks.spawn(async move {
             let result = look(&shared, lanes, from, wants).await;
@@ -224,6 +224,14 @@ impl Dispatcher {
     }
 }
 
+/// What is known of the lanes when they are looked at.
+struct Lanes {
+    /// Can be given away.
+    leaving: Vec<i16>,
+    /// Were this node's.
+    owned: HashSet<i16>,
+}
+
 /// Where a look-up sweeps from.
 #[derive(Clone, Copy)]
 enum From {
@@ -233,15 +241,16 @@ enum From {
     Cursor(Option<DueCursor>),
 }
 
-async fn look(
-    shared: &Shared,
-    lanes: Option<Vec<i16>>,
-    from: From,
-    wants: Wants,
-) -> Result<Looked, StoreError> {
+async fn look(shared: &Shared, lanes: Option<Lanes>, from: From, wants: Wants) -> Result<Looked, StoreError> {
     let (holding, known) = match lanes {
-        Some(leaving) => {
-            (Some(take_lanes(shared, &leaving).await?), health_store::load_health(&shared.db).await?)
+        Some(Lanes { leaving, owned }) => {
+            let holding = take_lanes(shared, &leaving).await?;
+            let known = if holding.lanes.iter().all(|(lane, _)| owned.contains(lane)) {
+                Vec::new()
+            } else {
+                health_store::load_health(&shared.db).await?
+            };
+            (Some(holding), known)
         }
         None => (None, Vec::new()),
     };
