@@ -2,7 +2,7 @@
 //!
 //! Turns alone are not enough: a tenant that brings a hundred thousand events keeps every core busy for a minute, and each
 //! step of another's single event then waits for a core. So the loops that work in batches ask here after a batch that was
-//! mostly one tenant's, and rest for as long as it took, times a factor. The factor follows the strain that
+//! mostly one tenant's, or of what is replayed, and rest for as long as it took, times a factor. The factor follows the strain that
 //! `engine::feel_strain` measures: a machine with cores to spare is not slowed down, and a tenant that is alone never is.
 //!
 //! The decisions stand in [`Crowd`], which is handed the time.
@@ -35,19 +35,36 @@ const PIECE: usize = 50;
 const STRAINED: f64 = 1.25;
 const CALM: f64 = 0.995;
 
+/// Whose work it is. What a tenant replays gives way to everything live, its own included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// What a tenant brings.
+    Live(TenantId),
+    /// What it replays.
+    Replays(TenantId),
+}
+
 /// Who is active, and how loud.
 #[derive(Debug)]
 struct Crowd {
-    now: HashMap<TenantId, u32>,
-    before: HashMap<TenantId, u32>,
-    loudest: Option<TenantId>,
+    now: HashMap<Stream, u32>,
+    before: HashMap<Stream, u32>,
+    loudest: Option<Stream>,
+    loudest_replays: Option<Stream>,
     began: Instant,
     factor: f64,
 }
 
 impl Crowd {
     fn new(now: Instant) -> Self {
-        Self { now: HashMap::new(), before: HashMap::new(), loudest: None, began: now, factor: FACTOR_FIRST }
+        Self {
+            now: HashMap::new(),
+            before: HashMap::new(),
+            loudest: None,
+            loudest_replays: None,
+            began: now,
+            factor: FACTOR_FIRST,
+        }
     }
 
     fn turn(&mut self, now: Instant) {
@@ -61,45 +78,65 @@ impl Crowd {
         }
     }
 
-    fn note(&mut self, tenants: impl Iterator<Item = TenantId>, now: Instant) {
+    fn note(&mut self, streams: impl Iterator<Item = Stream>, now: Instant) {
         self.turn(now);
-        for tenant in tenants {
-            *self.now.entry(tenant).or_default() += 1;
-            if self.loudest.is_none_or(|loudest| self.count(tenant) > self.count(loudest)) {
-                self.loudest = Some(tenant);
+        for stream in streams {
+            *self.now.entry(stream).or_default() += 1;
+            let loudest = self.loudest_like(stream);
+            if loudest.is_none_or(|loudest| self.count(stream) > self.count(loudest)) {
+                *self.loudest_like_mut(stream) = Some(stream);
             }
         }
     }
 
-    fn count(&self, tenant: TenantId) -> u32 {
-        let of = |window: &HashMap<TenantId, u32>| window.get(&tenant).copied().unwrap_or_default();
+    fn loudest_like(&self, stream: Stream) -> Option<Stream> {
+        match stream {
+            Stream::Live(_) => self.loudest,
+            Stream::Replays(_) => self.loudest_replays,
+        }
+    }
+
+    fn loudest_like_mut(&mut self, stream: Stream) -> &mut Option<Stream> {
+        match stream {
+            Stream::Live(_) => &mut self.loudest,
+            Stream::Replays(_) => &mut self.loudest_replays,
+        }
+    }
+
+    fn count(&self, stream: Stream) -> u32 {
+        let of = |window: &HashMap<Stream, u32>| window.get(&stream).copied().unwrap_or_default();
         of(&self.now) + of(&self.before)
     }
 
-    fn is_quiet_beside(&self, tenant: TenantId, count: u32) -> bool {
-        self.count(tenant).saturating_mul(TIMES) <= count
+    /// Does this stream give way to the other one?
+    fn gives_way(&self, (stream, count): (Stream, u32), other: Stream) -> bool {
+        match (stream, other) {
+            (Stream::Replays(_), Stream::Live(_)) => true,
+            (Stream::Live(_), Stream::Replays(_)) => false,
+            _ => self.count(other).saturating_mul(TIMES) <= count,
+        }
     }
 
-    /// Is it loud, and is somebody quiet active as well?
-    fn is_loud(&self, tenant: TenantId) -> bool {
-        let count = self.count(tenant);
-        count >= LOUD_FROM
-            && self.now.keys().chain(self.before.keys()).any(|other| self.is_quiet_beside(*other, count))
+    /// Is it loud, and is somebody active to whom it gives way?
+    fn is_loud(&self, stream: Stream) -> bool {
+        let count = self.count(stream);
+        let others = || self.now.keys().chain(self.before.keys());
+        count >= LOUD_FROM && others().any(|other| self.gives_way((stream, count), *other))
     }
 
-    /// The loudest one, if somebody is quiet beside it.
-    fn loud(&self) -> Option<TenantId> {
-        self.loudest.filter(|one| self.is_loud(*one))
+    /// One that is loud.
+    fn loud(&self) -> Option<Stream> {
+        [self.loudest, self.loudest_replays].into_iter().flatten().find(|one| self.is_loud(*one))
     }
 
     /// Whose batch it mostly was.
-    fn mostly(tenants: impl Iterator<Item = TenantId>) -> Option<TenantId> {
-        let (mut counts, mut all) = (HashMap::<TenantId, usize>::new(), 0);
-        for tenant in tenants {
-            *counts.entry(tenant).or_default() += 1;
+    fn mostly(streams: impl Iterator<Item = Stream>) -> Option<Stream> {
+        let (mut counts, mut all) = (HashMap::<Stream, usize>::new(), 0);
+        for stream in streams {
+            *counts.entry(stream).or_default() += 1;
             all += 1;
         }
-        counts.into_iter().find(|(_, count)| count * 2 > all).map(|(tenant, _)| tenant)
+        counts.into_iter().find(|(_, count)| count * 2 > all).map(|(stream, _)| stream)
     }
 
     fn learn(&mut self, strained: bool) {
@@ -116,12 +153,12 @@ pub struct Courtesy {
     pub came: Notify,
 }
 
-/// A batch's loud tenant, and how long its work pauses.
+/// Whose batch it was, and how long its work pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pause {
     /// Who is loud.
-    pub tenant: TenantId,
-    /// For so long; less if another tenant brings something.
+    pub stream: Stream,
+    /// For so long; less if somebody else brings something.
     pub time: Duration,
 }
 
@@ -142,12 +179,13 @@ impl<'a, T> Pieces<'a, T> {
             return None;
         }
         let took = self.since.map(|since| since.elapsed());
-        let pause = took.and_then(|took| self.courtesy.pause_after(std::iter::once(self.tenant), took));
+        let pause =
+            took.and_then(|took| self.courtesy.pause_after(std::iter::once(Stream::Live(self.tenant)), took));
         if let Some(pause) = pause {
             tokio::time::sleep(pause.time).await;
         }
         self.since = Some(Instant::now());
-        let count = if self.courtesy.is_asked_for() { PIECE } else { usize::MAX };
+        let count = self.courtesy.piece_max();
         let (piece, behind) = self.rest.split_at(count.min(self.rest.len()));
         self.rest = behind;
         Some(piece)
@@ -165,37 +203,42 @@ impl Courtesy {
         self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes items of tenants, one each.
-    pub fn note(&self, tenants: impl Iterator<Item = TenantId>) {
-        self.lock().note(tenants, Instant::now());
+    /// Notes items, one each.
+    pub fn note(&self, streams: impl Iterator<Item = Stream>) {
+        self.lock().note(streams, Instant::now());
     }
 
     /// Notes what was published, and calls whoever pauses if a quiet tenant is among them.
     pub fn note_published(&self, tenants: impl Iterator<Item = TenantId> + Clone) {
-        self.note(tenants.clone());
+        self.note(tenants.clone().map(Stream::Live));
         tenants.into_iter().for_each(|tenant| self.call(tenant));
     }
 
     /// Calls whoever pauses for the loudest tenant, if this is another one.
     pub fn call(&self, tenant: TenantId) {
         // Whether it is loud at the moment says nothing: a pause makes it quieter.
-        if self.lock().loudest.is_some_and(|loudest| loudest != tenant) {
+        if self.lock().loudest.is_some_and(|loudest| loudest != Stream::Live(tenant)) {
             self.came.notify_one();
         }
     }
 
-    /// The pause after a batch of these tenants that took so long; `None`: it goes on at once.
-    pub fn pause_after(&self, tenants: impl Iterator<Item = TenantId>, took: Duration) -> Option<Pause> {
-        let tenant = Crowd::mostly(tenants)?;
+    /// The pause after a batch of these items that took so long; `None`: it goes on at once.
+    pub fn pause_after(&self, streams: impl Iterator<Item = Stream>, took: Duration) -> Option<Pause> {
+        let stream = Crowd::mostly(streams)?;
         let mut crowd = self.lock();
         crowd.turn(Instant::now());
-        crowd.is_loud(tenant).then(|| Pause { tenant, time: took.mul_f64(crowd.factor).min(PAUSE_MAX) })
+        crowd.is_loud(stream).then(|| Pause { stream, time: took.mul_f64(crowd.factor).min(PAUSE_MAX) })
     }
 
     /// The items of a tenant's request: all at once, or in pieces with pauses while it is loud.
     pub fn pieces<'a, T>(&'a self, tenant: TenantId, items: &'a [T]) -> Pieces<'a, T> {
-        self.note(std::iter::repeat_n(tenant, items.len()));
+        self.note(std::iter::repeat_n(Stream::Live(tenant), items.len()));
         Pieces { courtesy: self, tenant, rest: items, since: None }
+    }
+
+    /// So many items are worked on together.
+    pub fn piece_max(&self) -> usize {
+        if self.is_asked_for() { PIECE } else { usize::MAX }
     }
 
     /// Was anybody active lately?
@@ -225,8 +268,28 @@ impl Courtesy {
 mod tests {
     use super::*;
 
-    fn tenants(number: u128, count: usize) -> impl Iterator<Item = TenantId> + Clone {
-        std::iter::repeat_n(TenantId::from_uuid(uuid::Uuid::from_u128(number)), count)
+    fn tenant(number: u128) -> TenantId {
+        TenantId::from_uuid(uuid::Uuid::from_u128(number))
+    }
+
+    fn tenants(number: u128, count: usize) -> impl Iterator<Item = Stream> + Clone {
+        std::iter::repeat_n(Stream::Live(tenant(number)), count)
+    }
+
+    fn replays(number: u128, count: usize) -> impl Iterator<Item = Stream> {
+        std::iter::repeat_n(Stream::Replays(tenant(number)), count)
+    }
+
+    #[test]
+    fn a_replay_gives_way_to_everything_live_and_nobody_gives_way_to_it() {
+        let courtesy = Courtesy::default();
+        let took = Duration::from_millis(2);
+        courtesy.note(replays(1, 500));
+        assert_eq!(courtesy.pause_after(replays(1, 10), took), None, "nothing live is there");
+        courtesy.note(tenants(1, 1000));
+        assert!(courtesy.pause_after(replays(1, 10), took).is_some(), "its own tenant's, and more of it");
+        assert!(courtesy.is_asked_for());
+        assert_eq!(courtesy.pause_after(tenants(1, 10), took), None);
     }
 
     #[test]
@@ -246,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_loud_tenants_request_is_worked_on_in_pieces() {
-        let (courtesy, one) = (Courtesy::default(), TenantId::from_uuid(uuid::Uuid::from_u128(1)));
+        let (courtesy, one) = (Courtesy::default(), tenant(1));
         let items = [(); 220];
         let sizes = async || {
             let (mut sizes, mut pieces) = (Vec::new(), courtesy.pieces(one, &items));

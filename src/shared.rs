@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::config::Config;
-use crate::courtesy::Courtesy;
+use crate::courtesy::{Courtesy, Stream};
 use crate::db::Db;
 use crate::db::batch::Batcher;
 use crate::db::gate::{Gate, Pass};
@@ -187,7 +187,8 @@ impl Shared {
 
     /// Leaves the gate for requests that bring much; a loud tenant keeps its place for a while.
     pub fn leave(&self, pass: Pass) {
-        let pause = self.courtesy.pause_after(std::iter::once(pass.tenant()), pass.since().elapsed());
+        let pause =
+            self.courtesy.pause_after(std::iter::once(Stream::Live(pass.tenant())), pass.since().elapsed());
         if let Some(pause) = pause {
             self.tasks.start(async move {
                 tokio::time::sleep(pause.time).await;

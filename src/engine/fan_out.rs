@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::jittered;
+use crate::courtesy::Stream;
 use crate::db::StoreError;
 use crate::db::batch::rest_after;
 use crate::deliveries::hand_off::Created;
@@ -53,7 +54,8 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
                 Done::default()
             }
         };
-        let way = shared.courtesy.pause_after(done.tenants.iter().copied(), began.elapsed());
+        let way =
+            shared.courtesy.pause_after(done.tenants.iter().copied().map(Stream::Live), began.elapsed());
         if let (Some(way), false) = (way, stop.drain.is_cancelled()) {
             // Of no use to wait for where a quiet tenant brings something.
             drop(tokio::time::timeout(way.time, shared.courtesy.came.notified()).await);

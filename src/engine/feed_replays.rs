@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{jittered, pause};
+use crate::courtesy::Stream;
 use crate::db::{StoreError, Tx};
 use crate::deliveries::end_store::EndReason;
 use crate::deliveries::hand_off::Created;
@@ -133,13 +134,19 @@ async fn feed_page(shared: &Shared, tx: &mut Tx, replay: &Replay) -> Result<Opti
         return Ok(None);
     }
     let room = usize::try_from(waiting_max - waiting).unwrap_or(1);
-    let page = next_page(shared, tx, replay, at_once(replay.ask.per_s).min(room)).await?;
+    let courtesy = &shared.courtesy;
+    let make = at_once(replay.ask.per_s).min(room).min(courtesy.piece_max());
+    let page = next_page(shared, tx, replay, make).await?;
+    let stream = Stream::Replays(replay.tenant);
+    courtesy.note(std::iter::repeat_n(stream, usize::try_from(page.count()).unwrap_or_default()));
+    let took = began.elapsed();
+    let rest = courtesy.pause_after(std::iter::once(stream), took).map_or(took, |pause| pause.time.max(took));
     let pace = Duration::from_secs_f64(page.count() as f64 / replay.ask.per_s);
     let advance = Advance {
         place: page.place,
         walked: page.done,
         made: page.count(),
-        wait: pace.max(began.elapsed()),
+        wait: pace.max(rest),
         end: (page.done && waiting + page.count() == 0).then_some((ReplayStatus::Completed, None)),
     };
     store::advance(tx, replay, &advance).await?;

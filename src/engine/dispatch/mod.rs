@@ -32,6 +32,7 @@ use self::lookups::Looked;
 use self::rates::{Rate, Rates};
 use self::sweeps::Sweeps;
 use self::transmit::Landed;
+use crate::courtesy::{Pause, Stream};
 use crate::db::StoreError;
 use crate::db::batch::{REST_MIN, rest_after};
 use crate::deliveries::hand_off::Created;
@@ -327,12 +328,16 @@ impl Dispatcher {
 
     /// Pauses where a loud tenant's batches would keep a quiet one waiting.
     fn give_way(&mut self, loaded: &[Loaded], took: Duration) {
-        let tenants = || loaded.iter().map(|loaded| loaded.due.tenant);
-        self.shared.courtesy.note(tenants());
-        if let Some(pause) = self.shared.courtesy.pause_after(tenants(), took) {
+        let stream = |due: &Due| if due.replay { Stream::Replays } else { Stream::Live }(due.tenant);
+        let streams = || loaded.iter().map(|loaded| stream(&loaded.due));
+        self.shared.courtesy.note(streams());
+        // Replays pause where they are made; here a pause of theirs would keep what is live of their tenant waiting.
+        if let Some(Pause { stream: Stream::Live(tenant), time }) =
+            self.shared.courtesy.pause_after(streams(), took)
+        {
             let now = Instant::now();
-            self.last_tenants = HashSet::from([pause.tenant]);
-            self.rest = Rest { at_least: now, until: self.rest.until.max(now + pause.time) };
+            self.last_tenants = HashSet::from([tenant]);
+            self.rest = Rest { at_least: now, until: self.rest.until.max(now + time) };
         }
     }
 
