@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::courtesy::Stream;
 use crate::db::batch::Tenanted;
 use crate::events;
 use crate::jobs::lease_store::Then;
@@ -12,9 +13,11 @@ use crate::supervisor::Stop;
 /// Stop 2 of a job's path: accepted jobs become rows, and the executors hear of them.
 pub async fn accept(shared: Arc<Shared>, stop: Stop) {
     let flush = |batch: Arc<Vec<job_store::Accept>>| {
-        let (db, wakeups) = (shared.db.clone(), shared.wakeups.clone());
+        let shared = shared.clone();
         async move {
-            let answers = job_store::accept(db.pool(), &batch).await?;
+            let answers = job_store::accept(shared.db.pool(), &batch).await?;
+            shared.courtesy.note(batch.iter().map(Tenanted::tenant).map(Stream::Live));
+            let wakeups = &shared.wakeups;
             wakeups.jobs.notify_one();
             if batch.iter().any(|item| item.job.is_held()) {
                 wakeups.held.notify_one();

@@ -2,7 +2,7 @@
 //! worker, and then `http::leases`.
 //!
 //! Workers that want the same (tenant, kinds, queues) are claimed for together, in one statement for the sum of their free
-//! places, and share what there is by turns. A parcel whose worker has gone is given back by `settle_parcels`, and so goes to
+//! places, and share what there is by turns. Those of a loud tenant pause where quiet ones would feel it (`courtesy`). A parcel whose worker has gone is given back by `settle_parcels`, and so goes to
 //! the next one.
 //!
 //! Invariant: every lease that is claimed here gets into a parcel.
@@ -16,7 +16,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::{jittered, pause};
+use crate::courtesy::Stream;
 use crate::db::StoreError;
+use crate::ids::TenantId;
 use crate::jobs::claim_store::{self, Claim, Claimed, Slot};
 use crate::jobs::{after_store, lease_store};
 use crate::shared::Shared;
@@ -32,6 +34,9 @@ const CLAIMS_MAX: usize = 3;
 /// With more groups than this it is worth asking first which of them could get anything.
 const GROUPS_UNASKED_MAX: usize = 3;
 
+/// Tenants whose hand-outs pause until then, because others would feel them.
+type Resting = HashMap<TenantId, Instant>;
+
 /// What a round found.
 #[derive(Debug, Clone, Copy, Default)]
 struct Round {
@@ -44,8 +49,9 @@ struct Round {
 /// The loop.
 pub async fn run(shared: Arc<Shared>, stop: Stop) {
     let mut handed_out = 0_usize;
+    let mut resting = Resting::new();
     loop {
-        let round = lend(&shared, &mut handed_out).await;
+        let round = lend(&shared, &mut handed_out, &mut resting).await;
         note_sightings(&shared).await;
         if stop.drain.is_cancelled() {
             return;
@@ -68,22 +74,32 @@ pub async fn run(shared: Arc<Shared>, stop: Stop) {
 }
 
 /// One round over all who wait now.
-async fn lend(shared: &Shared, handed_out: &mut usize) -> Round {
-    let groups = shared.waiting_workers.groups();
-    if groups.is_empty() {
-        return Round::default();
-    }
+async fn lend(shared: &Shared, handed_out: &mut usize, resting: &mut Resting) -> Round {
     let now = Instant::now();
+    resting.retain(|_, until| *until > now);
+    let (pausing, groups): (Vec<_>, Vec<_>) = shared
+        .waiting_workers
+        .groups()
+        .into_iter()
+        .partition(|group| resting.contains_key(&group.wish().tenant));
+    for group in &pausing {
+        shared.waiting_workers.dismiss(group, now);
+    }
+    let ends = pausing.iter().filter_map(|group| resting.get(&group.wish().tenant));
+    let mut round = Round { more: false, next: ends.min().map(|until| until.duration_since(now)) };
+    if groups.is_empty() {
+        return round;
+    }
     let promising = match promising(shared, groups).await {
         Ok(promising) => promising,
         Err((error, groups)) => {
             for group in &groups {
                 refuse(shared, group, &error);
             }
-            return Round::default();
+            return round;
         }
     };
-    let mut round = Round::default();
+    let places = LEND_MAX.min(shared.courtesy.piece_max());
     let mut claims = FuturesUnordered::new();
     let mut waiting = promising.into_iter();
     let before = *handed_out;
@@ -91,11 +107,12 @@ async fn lend(shared: &Shared, handed_out: &mut usize) -> Round {
         while claims.len() < CLAIMS_MAX {
             let Some(group) = waiting.next() else { break };
             claims.push(async move {
-                let claimed = claim(shared, &group, before).await;
-                (group, claimed)
+                let began = Instant::now();
+                let claimed = claim(shared, &group, places, before).await;
+                (group, claimed, began.elapsed())
             });
         }
-        let Some((group, claimed)) = claims.next().await else { break };
+        let Some((group, claimed, took)) = claims.next().await else { break };
         match claimed {
             Ok(claimed) => {
                 *handed_out = handed_out.wrapping_add(claimed.leases.len());
@@ -103,7 +120,13 @@ async fn lend(shared: &Shared, handed_out: &mut usize) -> Round {
                 let others = claimed.leases.is_empty() || group.members.len() > 1;
                 round.more |= claimed.more && others;
                 round.next = [round.next, claimed.next].into_iter().flatten().min();
-                hand_over(shared, &group, claimed);
+                let tenant = group.wish().tenant;
+                let stream = Stream::Live(tenant);
+                shared.courtesy.note(std::iter::repeat_n(stream, claimed.leases.len()));
+                if let Some(pause) = shared.courtesy.pause_after(std::iter::once(stream), took) {
+                    resting.insert(tenant, Instant::now() + pause.time);
+                }
+                hand_over(shared, &group, places, claimed);
                 shared.waiting_workers.dismiss(&group, now);
             }
             Err(error) => {
@@ -143,13 +166,18 @@ async fn promising(shared: &Shared, groups: Vec<Group>) -> Result<Vec<Group>, (S
     Ok(promising)
 }
 
-async fn claim(shared: &Shared, group: &Group, handed_out: usize) -> Result<Claimed, StoreError> {
+async fn claim(
+    shared: &Shared,
+    group: &Group,
+    places: usize,
+    handed_out: usize,
+) -> Result<Claimed, StoreError> {
     let wish = group.wish();
     let kinds: Vec<&str> = wish.kinds.iter().map(String::as_str).collect();
     let queues: Option<Vec<&str>> =
         wish.queues.as_ref().map(|queues| queues.iter().map(String::as_str).collect());
     let slots: Vec<Slot<'_>> = group
-        .slots(LEND_MAX)
+        .slots(places)
         .into_iter()
         .map(|member| Slot { worker: &member.wish.worker, lease: member.wish.lease.min(FIRST_LEASE_MAX) })
         .collect();
@@ -172,8 +200,8 @@ async fn claim(shared: &Shared, group: &Group, handed_out: usize) -> Result<Clai
 }
 
 /// Each job to the worker whose place it got.
-fn hand_over(shared: &Shared, group: &Group, claimed: Claimed) {
-    let slots = group.slots(LEND_MAX);
+fn hand_over(shared: &Shared, group: &Group, places: usize, claimed: Claimed) {
+    let slots = group.slots(places);
     let mut shares: HashMap<u64, Vec<Lent>> = HashMap::new();
     for (slot, lease) in claimed.leases {
         // A claim has no more leases than slots.
