@@ -70,3 +70,26 @@ async fn a_receiver_with_a_long_backlog_does_not_hold_up_retries_to_others() {
     let delivery = ring.wait_for_delivery(&id, "succeeded").await;
     assert_eq!(delivery["attempt"], 2);
 }
+
+#[tokio::test]
+async fn what_a_loud_tenant_brings_beside_a_quiet_one_is_stored_whole_and_answered_in_its_order() {
+    let ring = Ringback::start().await;
+    let loud = ring.other_tenant("events:write,events:read,jobs:read,jobs:write").await;
+    // 500 are loud beside one that was published a moment ago.
+    let event = |n: usize| json!({ "type": "loud.one", "data": n, "dedup_key": format!("key-{}", n % 400) });
+    let events: Vec<Value> = (0..500).map(event).collect();
+    ring.post("/v1/events", json!({ "type": "quiet.one", "data": 0 })).await.expect(202);
+
+    let answer = loud.post("/v1/events/batch", json!({ "events": events })).await.expect(202).json();
+
+    let told: Vec<u64> =
+        list(&answer).iter().map(|event| event["data"].as_u64().expect("a number")).collect();
+    assert_eq!(told, (0..500).map(|n| n % 400).collect::<Vec<u64>>(), "a key's first event stands for it");
+
+    let jobs = vec![json!({ "kind": "nobody.runs.it", "input": null }); 500];
+    ring.post("/v1/events", json!({ "type": "quiet.one", "data": 0 })).await.expect(202);
+    let answer = loud.post("/v1/jobs/batch", json!({ "jobs": jobs })).await.expect(202).json();
+    for job in [&list(&answer)[0], &list(&answer)[499]] {
+        loud.get(&format!("/v1/jobs/{}", string(&job["id"]))).await.expect(200);
+    }
+}
