@@ -2,8 +2,9 @@
 //!
 //! Turns alone are not enough: a tenant that brings a hundred thousand events keeps every core busy for a minute, and each
 //! step of another's single event then waits for a core. So the loops that work in batches ask here after a batch that was
-//! mostly one tenant's, or of what is replayed, and rest for as long as it took, times a factor. The factor follows the strain that
-//! `engine::feel_strain` measures: a machine with cores to spare is not slowed down, and a tenant that is alone never is.
+//! mostly one tenant's, or of what is replayed, and rest for as long as it took, times a factor. The factor follows the
+//! strain that `engine::feel_strain` measures: a machine with cores to spare is not slowed down, and a tenant that is alone
+//! never is.
 //!
 //! The decisions stand in [`Crowd`], which is handed the time.
 
@@ -211,13 +212,14 @@ impl Courtesy {
     /// Notes what was published, and calls whoever pauses if a quiet tenant is among them.
     pub fn note_published(&self, tenants: impl Iterator<Item = TenantId> + Clone) {
         self.note(tenants.clone().map(Stream::Live));
-        tenants.into_iter().for_each(|tenant| self.call(tenant));
+        self.call(tenants);
     }
 
-    /// Calls whoever pauses for the loudest tenant, if this is another one.
-    pub fn call(&self, tenant: TenantId) {
+    /// Calls whoever pauses for the loudest tenant, if another one is among these.
+    pub fn call(&self, mut tenants: impl Iterator<Item = TenantId>) {
         // Whether it is loud at the moment says nothing: a pause makes it quieter.
-        if self.lock().loudest.is_some_and(|loudest| loudest != Stream::Live(tenant)) {
+        let loudest = self.lock().loudest;
+        if loudest.is_some_and(|loudest| tenants.any(|tenant| loudest != Stream::Live(tenant))) {
             self.came.notify_one();
         }
     }

@@ -2,8 +2,8 @@
 //! worker, and then `http::leases`.
 //!
 //! Workers that want the same (tenant, kinds, queues) are claimed for together, in one statement for the sum of their free
-//! places, and share what there is by turns. Those of a loud tenant pause where quiet ones would feel it (`courtesy`). A parcel whose worker has gone is given back by `settle_parcels`, and so goes to
-//! the next one.
+//! places, and share what there is by turns. Those of a loud tenant pause where quiet ones would feel it (`courtesy`). A
+//! parcel whose worker has gone is given back by `settle_parcels`, and so goes to the next one.
 //!
 //! Invariant: every lease that is claimed here gets into a parcel.
 

@@ -125,7 +125,7 @@ async fn publish_all(
     let held = shared.clone();
     let publish = async move {
         let published = publish::publish_all(&db, &held.courtesy, drafts, key, first).await;
-        held.courtesy.call(pass.tenant());
+        held.courtesy.call(std::iter::once(pass.tenant()));
         held.leave(pass);
         published
     };
